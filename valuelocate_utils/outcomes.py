@@ -24,6 +24,19 @@ def forms_of(model: Model, dimension: str) -> dict[str, list[str]]:
     return model.forms[dimension] if model.forms else DEFAULT_FORMS
 
 
+def drawn_forms(forms: dict[str, list[str]], limit: int | None, key: str) -> dict[str, list[str]]:
+    """At most `limit` forms a side, drawn by `key` and the same on every call; the sides keep matching numbers.
+
+    Raises:
+        ValueError: the sides have different numbers of forms.
+    """
+    counts = {len(forms[side]) for side in SIDES}
+    if len(counts) != 1:
+        raise ValueError("answer forms: both sides need the same number of forms")
+    order = np.random.default_rng(list(key.encode())).permutation(counts.pop())[:limit]
+    return {side: [forms[side][i] for i in sorted(order)] for side in SIDES}
+
+
 @dataclass
 class _Batch:
     """Prompts of one batch with their continuations [prompt, side * form], and the prompts' state once computed."""
@@ -39,7 +52,8 @@ class ForcedChoice:
     """The preference for the expressing course, from log-probabilities alone.
 
     For each question and each order of presentation, the probability of an answer that takes the `expresses` course against one
-    that takes the `rejects` course, each summed over the answer forms of its side; the two orders are averaged.
+    that takes the `rejects` course, each summed over the answer forms of its side; the two orders are averaged. Where a model
+    has more than `forms` forms a side, each question gets that many, drawn by its id, the same numbers on both sides.
 
     `normalisation="sum"` compares whole answers, that is, it is the probability of taking the course among the two.
     "mean" divides each log-probability by its number of tokens first, which removes the advantage of a short course and
@@ -50,7 +64,7 @@ class ForcedChoice:
 
     def __init__(
         self, model: Model, questions: pd.DataFrame, rendering: Rendering = "choice", descriptions: pd.Series | None = None,
-        normalisation: str = "sum", batch_size: int = 32,
+        normalisation: str = "sum", forms: int | None = None, batch_size: int = 32,
     ) -> None:  # fmt: skip
         """
         Args:
@@ -61,16 +75,13 @@ class ForcedChoice:
         self._owners: list[str] = []
         rows = []
         for question_id, q in questions.iterrows():
-            forms = forms_of(model, q["dimension"])
-            self._n_forms = len(forms[SIDES[0]])
-            if len(forms[SIDES[1]]) != self._n_forms:
-                raise ValueError(f"answer forms of {q['dimension']}: both sides need the same number of forms")
-            answers = [encode_answer(model, form.format(course=q[side])) for side in SIDES for form in forms[side]]
+            taking = drawn_forms(forms_of(model, q["dimension"]), forms, str(question_id))
+            answers = [encode_answer(model, form.format(course=q[side])) for side in SIDES for form in taking[side]]
             text = None if descriptions is None else descriptions[question_id]
             for first in SIDES if rendering == "choice" else SIDES[:1]:
                 rows.append((encode(model, render(q, text, rendering, first)), answers))
                 self._owners.append(question_id)
-        self._index = length_batches([len(p) for p, _ in rows], max(1, batch_size // max(1, self._n_forms // 2)))
+        self._index = length_batches([len(p) for p, _ in rows], max(1, 4 * batch_size // len(rows[0][1])))
         self._batches = [_Batch([rows[i][0] for i in at], [rows[i][1] for i in at]) for at in self._index]
 
     def preference(self, plan: EditPlan | None = None) -> pd.Series:
@@ -109,7 +120,9 @@ class ForcedChoice:
                     apply(model, plan)
                     hidden = model.body.output.last_hidden_state.save()
             states = torch.cat([batch.last.repeat_interleave(per, 0)[:, None], hidden], 1)[:, : target.ids.shape[1]]
-            log_p = token_log_probs(model, states, target.ids) * target.mask
+            wanted = target.mask.bool()  # logits only where there is a token: they are half of the cost
+            log_p = torch.zeros(wanted.shape, device=states.device)
+            log_p[wanted] = token_log_probs(model, states[wanted], target.ids[wanted])
             total = log_p.sum(1)
             if self._normalisation == "mean":
                 total = total / target.mask.sum(1)
@@ -118,11 +131,11 @@ class ForcedChoice:
 
 
 def token_log_probs(model: Model, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log-probability of each target token, [batch, token], from last hidden states [batch, token, hidden]."""
+    """Log-probability of each target token, [...], from last hidden states [..., hidden]."""
     logits = model.hf.get_output_embeddings()(states).float()
     if cap := getattr(model.hf.config, "final_logit_softcapping", None):
         logits = torch.tanh(logits / cap) * cap
-    return logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
+    return -torch.nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
 
 @torch.inference_mode()

@@ -33,7 +33,7 @@ from .valueinsight import SPLITS, Rendering
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("01_dataset", "02_activations", "03_neurons", "04_interventions", "05_figures")
-PACKAGES = ("torch", "transformers", "nnsight", "numpy", "pandas", "pyarrow", "scipy", "statsmodels", "matplotlib", "seaborn")
+PACKAGES = ("torch", "transformers", "nnsight", "numpy", "pandas", "pyarrow", "scipy", "matplotlib", "seaborn")
 METHODS = ("probability_difference",)
 
 
@@ -86,6 +86,7 @@ class Config(BaseModel):
     control_draws: Positive = 10
     generated: Positive = 40
     preference: Literal["sum", "mean"] = "sum"
+    choice_forms: Positive | None = 4
     bootstrap: Positive = 2000
 
 
@@ -316,17 +317,20 @@ def runs_folder() -> Path:
     return Path(os.environ.get("VALUELOCATE_RUNS") or ROOT / "runs")
 
 
-def open_run(name: str, preset: str, **overrides: Any) -> Run:
+def open_run(name: str, preset: str, model: str = "", settings: dict[str, Any] | None = None) -> Run:
     """Open a run, making its folder and manifest if it is new.
 
     Args:
         name: the run's name; empty takes the preset's.
-        overrides: settings that replace the preset's; empty strings and None are passed over.
+        model: a model that replaces the preset's; empty keeps it.
+        settings: other settings that replace the preset's.
 
     Raises:
         RunError: a bad name, preset or setting; or the run exists with other settings.
     """
-    name, config = name or preset, load_config(preset, overrides)
+    if not isinstance(settings, dict | None):
+        raise RunError(f"settings must be a mapping such as {{'gammas': [1.0, 2.0]}}, not {settings!r}")
+    name, config = name or preset, load_config(preset, {"model": model} | (settings or {}))
     if not re.fullmatch(r"[\w.\-]+", name) or name.startswith("."):
         raise RunError(f"run name {name!r} is not usable as a folder: use letters, digits, dots, dashes")
     run = Run(name, runs_folder() / name, config)
@@ -345,6 +349,21 @@ def open_run(name: str, preset: str, **overrides: Any) -> Run:
             f"run {name!r} was made with {changed[0]} = {before.get(changed[0])!r}, not {now[changed[0]]!r}: choose another RUN=, or delete runs/{name}"
         )
     return run
+
+
+def check_parameters(namespace: dict[str, Any], known: Iterable[str] = ("preset", "run_name", "model", "settings")) -> None:
+    """Refuse a parameter that a notebook does not have; papermill itself only warns of one.
+
+    Args:
+        namespace: the notebook's `globals()`, before it has assigned anything but its parameters.
+
+    Raises:
+        RunError: a plain value stands under another name, so it was injected.
+    """
+    plain = (str, int, float, bool, list, dict)
+    given = {name for name, value in namespace.items() if type(value) in plain and not name.startswith("_") and name not in ("In", "Out")}
+    if unknown := sorted(given - set(known)):
+        raise RunError(f"unknown parameter {unknown[0]!r}: a notebook takes {', '.join(known)} (put a preset's setting into `settings`)")
 
 
 def versions() -> dict[str, str]:
