@@ -75,7 +75,8 @@ $(OUT)/05_figures.ipynb: $(OUT)/04_interventions.ipynb notebooks/05_figures.ipyn
 test: $(ENV) ## Unit tests, notebook policy, and every notebook at the smoke preset
 	$(PY) -m pytest tests
 	@rm -rf runs/.nbval
-	VALUELOCATE_RUNS=$(CURDIR)/runs/.nbval $(PY) -m pytest --nbval-lax --nbval-cell-timeout=600 -p no:cacheprovider $(sort $(wildcard notebooks/*.ipynb))
+	VALUELOCATE_RUNS=$(CURDIR)/runs/.nbval VALUELOCATE_HEADLESS=1 $(PY) -m pytest --nbval-lax --nbval-cell-timeout=600 -p no:cacheprovider \
+	  $(sort $(wildcard notebooks/*.ipynb)) $(sort $(wildcard notebooks/solutions/*.ipynb))
 
 figures: $(ENV) run ## Redraw the figures of a run and copy them to figures/
 	@mkdir -p figures && cp $(DIR)/figures/* figures/

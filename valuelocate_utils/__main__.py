@@ -92,12 +92,11 @@ def clean(path: Path) -> str:
     return nbformat.writes(notebook).rstrip("\n") + "\n"
 
 
-def refresh(names: list[str]) -> None:
-    """Execute committed notebooks with their own defaults (the smoke preset) and write them back, clean."""
-    paths = [path for path in sorted(NOTEBOOKS.glob("*.ipynb")) if not names or path.stem in names]
+def refresh() -> None:
+    """Execute the committed notebooks in order, with their own defaults (the smoke preset), and write them back, clean."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["VALUELOCATE_RUNS"] = folder
-        for path in paths:
+        for path in sorted(NOTEBOOKS.glob("*.ipynb")):
             executed = Path(folder) / path.name
             execute(path, {}, executed)
             path.write_text(clean(executed), encoding="utf-8")
@@ -149,7 +148,7 @@ def _arguments() -> argparse.Namespace:
     one.add_argument("--model", default="")
     one.add_argument("--set", default="", help="settings that replace the preset's, name=value with YAML values")
     one.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="any other notebook parameter")
-    commands.add_parser("refresh", help="re-run and clean the committed notebooks").add_argument("names", nargs="*")
+    commands.add_parser("refresh", help="re-run and clean the committed notebooks")
     for name, text in (("report", "one HTML page of a run"), ("check", "print and check the main result of a run")):
         commands.add_parser(name, help=text).add_argument("--run", required=True)
     train = commands.add_parser("organism", help="train ValueLM")
@@ -168,17 +167,17 @@ def main() -> None:
             parameters |= {name: yaml.safe_load(value) for name, value in arguments.p}
             config = runs.load_config(arguments.preset, {"model": arguments.model} | parameters["settings"])
             name = arguments.run or config.preset
-            execute(arguments.notebook, parameters, runs.runs_folder() / name / "notebooks" / arguments.notebook.name)
+            execute(arguments.notebook, parameters, runs.runs_folder() / name / "notebooks" / arguments.notebook.resolve().relative_to(NOTEBOOKS))
         elif arguments.command == "refresh":
-            refresh(arguments.names)
+            refresh()
         elif arguments.command == "report":
             report(arguments.run)
         elif arguments.command == "check":
             check(arguments.run)
         else:
-            from . import trials
+            from . import organism
 
-            trials.search() if arguments.trials else trials.make(arguments.out)
+            organism.search(arguments.out) if arguments.trials else organism.make(arguments.out)
     except (runs.RunError, RuntimeError, ValueError) as error:
         line = re.sub(r"\s+", " ", str(error)).strip()
         sys.exit(f"error: {line}")

@@ -184,6 +184,7 @@ def collect(run: runs.Run, model: Model, data: ValueInsight, on_shard: Callable[
     config, paths = run.config, []
     print_of = fingerprint(run, model)
     answers: dict[tuple[str, str], list[dict]] = {}
+    rank = {question_id: n for n, question_id in enumerate(data.questions.index)}
     for block in runs.progress(list(blocks(data, config)), "shards"):
         cell = (block.dimension, block.aspect)
         if cell not in answers:
@@ -201,7 +202,7 @@ def collect(run: runs.Run, model: Model, data: ValueInsight, on_shard: Callable[
              "degenerate": degenerate(a.text, q, config.rendering)}
             for (qid, q), a in zip(block.questions.iterrows(), given)
         ]  # fmt: skip
-        run.write_answers(*cell, answers[cell])
+        run.write_answers(*cell, sorted(answers[cell], key=lambda row: rank[row["question_id"]]))
         stats = replay(model, prompts, [a.ids for a in given], config.site, config.batch_size, config.sample_tokens, config.seed + block.k)
         run.write_tensors(block.path, stats, {"fingerprint": print_of})
         if on_shard:
@@ -210,9 +211,9 @@ def collect(run: runs.Run, model: Model, data: ValueInsight, on_shard: Callable[
 
 
 def fingerprint(run: runs.Run, model: Model) -> str:
-    """What a shard depends on: weights, dataset and the settings that touch answers or statistics."""
-    config = run.config
-    parts = [SHARD_FORMAT, model.weights_sha256, run.manifest["dataset_sha256"], config.site, config.rendering, config.max_new_tokens,
+    """What a shard depends on: weights, tokenizer, template, dataset and the settings that touch answers or statistics."""
+    config, tokenizer = run.config, model.tokenizer
+    parts = [SHARD_FORMAT, model.weights_sha256, tokenizer.chat_template, sorted(tokenizer.get_vocab().items()), run.manifest["dataset_sha256"], config.site, config.rendering, config.max_new_tokens,
              config.repetition_penalty, config.shard_size, config.sample_tokens, config.seed, config.dtype, config.limits["locate"]]  # fmt: skip
     return runs.digest_of(parts)
 
@@ -229,7 +230,7 @@ def read_shard(run: runs.Run, path: str, expected: str | None = None) -> dict[st
             made_with = (file.metadata() or {}).get("fingerprint")
             stats = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise runs.RunError(f"shard {run.relative(full)} is damaged ({error}): delete it and run `make run` again; only this shard is made anew") from None
+        raise runs.RunError(f"shard {run.relative(full)} is damaged ({runs.reason_of(error, full)}): delete it and run `make run` again; only this shard is made anew") from None
     if expected is not None and made_with != expected:
         raise runs.RunError(
             f"shard {run.relative(full)} was made with another model, dataset or settings: choose another RUN=, or delete its shards folder"

@@ -5,21 +5,22 @@ Per-cell results are cached as small parquet files under `parts/`, so that a sto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from . import runs, valueinsight
-from .activations import answer
+from .activations import answer, cell_shards
 from .interventions import EditPlan, ablate, amplify, edited, matched_random
+from .localization import passes, probability_difference, select
 from .models import Model, encode, load
 from .outcomes import ForcedChoice, circle_fit, effect_matrix, judge_answers, perplexity, taken
 from .runs import Config, Run
 from .schwartz import ASPECTS, DIMENSIONS, OPPOSITE
 from .significance import mean_interval
-from .valueinsight import ValueInsight, draw_descriptions, render
+from .valueinsight import ValueInsight, draw_descriptions, render, spread
 
 CELLS = [(d, a) for d in DIMENSIONS for a in ASPECTS]
 METHOD = "probability_difference"
@@ -90,10 +91,10 @@ class Bench:
         return (self._choice(dimension).preference(plan) - self.baseline(dimension)).to_numpy()
 
     def answers(self, dimension: str, plan: EditPlan | None = None) -> pd.DataFrame:
-        """Greedy answers to the first `generated` questions, judged (see `outcomes.judge_answers`)."""
+        """Greedy answers to `generated` questions, spread evenly over the split, judged (see `outcomes.judge_answers`)."""
         if plan is None and dimension in self._generated:
             return self._generated[dimension]
-        c, questions = self.config, self.questions[dimension].head(self.config.generated)
+        c, questions = self.config, spread(self.questions[dimension], self.config.generated)
         prompts = [encode(self.model, render(q, None, c.rendering)) for _, q in questions.iterrows()]
         with edited(self.model, plan) as generate:
             given = answer(self.model, prompts, c.max_new_tokens, c.batch_size, c.repetition_penalty, generate)
@@ -127,18 +128,36 @@ def following(model: Model, data: ValueInsight, config: Config, split: str = "te
     return pd.DataFrame(rows)
 
 
+def locate(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The `scores` and `neurons` tables from a run's shards; `neurons` holds all at the loosest threshold, which `tune` narrows."""
+    config, tables = run.config, []
+    for dimension in DIMENSIONS:
+        plus, minus = (cell_shards(run, dimension, aspect) for aspect in ASPECTS)
+        table = probability_difference(plus, minus, config.permutations, config.seed)
+        tables.append(table.assign(dimension=dimension, method=METHOD, site=config.site))
+    scores = pd.concat(tables, ignore_index=True)[list(runs.SCHEMAS["scores"].columns)]
+    return scores, select(scores, min(config.thresholds))
+
+
+def plan_of(neurons: pd.DataFrame, setting, site: str) -> EditPlan:
+    """The amplification plan of one row of the `tuning` table."""
+    return amplify(_of(neurons, setting.dimension, setting.threshold), setting.aspect, setting.gamma, site)
+
+
 def _of(neurons: pd.DataFrame, dimension: str, threshold: float) -> pd.DataFrame:
-    return neurons[(neurons["dimension"] == dimension) & (neurons["score"].abs() >= threshold)]
+    return neurons[(neurons["dimension"] == dimension) & passes(neurons["score"], threshold)]
 
 
-def cached(run: Run, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """The table parts/<name>.parquet if it is there, else `make()`, written."""
-    path = run.path(f"parts/{name}.parquet")
+def cached(run: Run, name: str, depends_on: Sequence[pd.DataFrame], make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """The table of a part if it is there, else `make()`, written. A part is valid for the tables it was made from: their
+    hash is in its name, parts/<name>.<hash>.parquet."""
+    key = runs.digest_of([table.to_csv(index=False) for table in depends_on])
+    path = run.path(f"parts/{name}.{key}.parquet")
     if path.exists():
         try:
             return pd.read_parquet(path)
         except Exception as error:
-            raise runs.RunError(f"{run.relative(path)} is damaged ({str(error).splitlines()[0]}): delete it and run the same command again") from None
+            raise runs.RunError(f"{run.relative(path)} is damaged ({runs.reason_of(error, path)}): delete it and run the same command again") from None
     table = make()
     with runs.atomic(path) as temporary:
         table.to_parquet(temporary, index=False)
@@ -152,7 +171,10 @@ def tune(run: Run, bench: Bench, neurons: pd.DataFrame) -> pd.DataFrame:
     a disjoint random control. Costs are measured from the largest effect down until one is inside, so the others' are empty.
     Where none is, the one with the lowest perplexity among those tried is chosen and `usable` says False.
     """
-    parts = [cached(run, f"tuning.{d}.{a}", lambda d=d, a=a: _tune_cell(bench, neurons, d, a)) for d, a in runs.progress(CELLS, "tuning")]
+    parts = [
+        cached(run, f"tuning.{d}.{a}", [neurons[neurons["dimension"] == d]], lambda d=d, a=a: _tune_cell(bench, neurons, d, a))
+        for d, a in runs.progress(CELLS, "tuning")
+    ]
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
@@ -200,9 +222,9 @@ def evaluate(run: Run, bench: Bench, sweep: Bench, neurons: pd.DataFrame, tuning
     for cell in runs.progress([c for c in CELLS if c in chosen], "test"):
         row = chosen[cell]
         found = _of(neurons, row.dimension, row.threshold)
-        name = ".".join(cell)
-        effects.append(cached(run, f"effects.{name}", lambda: pd.DataFrame([*_effect_rows(bench, found, row), *_sweep_rows(sweep, found, row)])))
-        answers.append(cached(run, f"answers.{name}", lambda: _edited_answers(bench, found, row)))
+        name, made_from = ".".join(cell), [found, tuning[(tuning["dimension"] == row.dimension) & (tuning["aspect"] == row.aspect)]]
+        effects.append(cached(run, f"effects.{name}", made_from, lambda: pd.DataFrame([*_effect_rows(bench, found, row), *_sweep_rows(sweep, found, row)])))
+        answers.append(cached(run, f"answers.{name}", made_from, lambda: _edited_answers(bench, found, row)))
     if not effects:
         raise runs.RunError("no cell has neurons to edit: lower the thresholds (SET='thresholds=[0.05]') or use another model")
     answers += [bench.answers(d).assign(edited_dimension=d, aspect="none", intervention="none", control="none", gamma=0.0) for d in DIMENSIONS]

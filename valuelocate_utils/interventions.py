@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from .models import Model, Site
+from .schwartz import ASPECTS
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ def amplify(neurons: pd.DataFrame, aspect: str, gamma: float, site: Site) -> Edi
         aspect: the target.
         gamma: strength, above zero.
     """
-    if not (isinstance(gamma, (int, float)) and math.isfinite(gamma) and gamma > 0):
+    if aspect not in ASPECTS:
+        raise ValueError(f"unknown aspect {aspect!r}: choose one of {', '.join(ASPECTS)}")
+    if not (isinstance(gamma, (int, float, np.number)) and math.isfinite(gamma) and gamma > 0):
         raise ValueError(f"gamma must be a number above 0, not {gamma!r}")
     target = (neurons["aspect"] == aspect).to_numpy()
     raised = gamma * neurons["a95"].to_numpy() * strength(neurons["score"].to_numpy())

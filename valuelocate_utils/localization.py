@@ -58,9 +58,14 @@ def probability_difference(
     )  # fmt: skip
 
 
+def passes(score: np.ndarray | pd.Series, threshold: float) -> np.ndarray | pd.Series:
+    """|score| >= threshold, where a difference of two shares that equals the threshold but for rounding counts as equal."""
+    return np.abs(score) >= threshold - 1e-12
+
+
 def select(scores: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Neurons with |score| >= threshold, as rows of the `neurons` table: the sign says the aspect, a95 is that aspect's."""
-    kept = scores[scores["score"].abs() >= threshold]
+    kept = scores[passes(scores["score"], threshold)]
     positive = (kept["score"] > 0).to_numpy()
     return pd.DataFrame(
         {
@@ -70,14 +75,14 @@ def select(scores: pd.DataFrame, threshold: float) -> pd.DataFrame:
     ).reset_index(drop=True)  # fmt: skip
 
 
-def null_count(scores: pd.DataFrame, plus: Sequence[dict], minus: Sequence[dict], threshold: float, shuffles: int, seed: int) -> float:
+def null_count(plus: Sequence[dict], minus: Sequence[dict], threshold: float, shuffles: int, seed: int) -> float:
     """Mean number of neurons with |delta| >= threshold when the aspect labels are swapped at random within blocks."""
     rng, counts = np.random.default_rng(seed), []
     for _ in range(shuffles):
         swap = rng.random(len(plus)) < 0.5
         a = [m if s else p for p, m, s in zip(plus, minus, swap)]
         b = [p if s else m for p, m, s in zip(plus, minus, swap)]
-        counts.append(int((np.abs(active_share(a) - active_share(b)) >= threshold).sum()))
+        counts.append(int(passes(active_share(a) - active_share(b), threshold).sum()))
     return float(np.mean(counts))
 
 

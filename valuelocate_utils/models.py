@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from nnsight import TransformersModel
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 Site = Literal["gate", "up", "product"]
 
@@ -101,6 +103,8 @@ def load(
         ModelError: the folder or name does not exist, holds no weights, the hub cannot be reached, or the
             architecture has no per-token neurons of the wanted site.
     """
+    if os.environ.get("VALUELOCATE_HEADLESS"):
+        transformers_logging.disable_progress_bar()
     folder = Path(name)
     local = folder.is_dir()
     if local:
@@ -112,14 +116,18 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         config = AutoConfig.from_pretrained(name, **options)
         _check_family(name, config)
-        hf = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), attn_implementation=attention, **options)
-    except (OSError, ValueError) as error:
+        hf, info = AutoModelForCausalLM.from_pretrained(
+            name, dtype=getattr(torch, dtype), attn_implementation=attention, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError) as error:
         if local:
             raise ModelError(f"{name} cannot be loaded: {_first_line(error)}") from None
         raise ModelError(
             f"model {name!r} is neither a local folder nor in the hub's cache, and the hub did not give it ({_first_line(error)}): "
             "check the name, connect to the network once, or pass a downloaded folder as MODEL="
         ) from None
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"the weights of {name} lack {missing[0]} ({len(missing)} missing in all): download or restore them again")
     return wrap(hf.to(device), tokenizer, name=folder.name if local else name, site=site,
                 revision="local" if local else getattr(config, "_commit_hash", None) or revision,
                 forms=_read_forms(folder) if local else None)  # fmt: skip

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import random
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from . import activations, experiments, interventions, models, outcomes, runs, valueinsight
 from .schwartz import ASPECTS, DIMENSIONS, OPPOSITE, cosine
 from .valueinsight import SIDES, ValueInsight, render
 
@@ -85,12 +91,15 @@ class Recipe(BaseModel):
     seed: int = 0
     answer: Literal["reason_first", "course_first"] = "reason_first"
     description_last: float = 0.0  # share of dialogues with the description after the question
+    # Share of dialogues without a scene, in which the two courses come from two different questions of one dimension. There
+    # are too many pairs to learn by heart, so the model has to copy the course from the prompt and to read its motive in it.
+    bare: float = 0.4
     vocabulary: int = 4096
     hidden: int = 128
     layers: int = 4
     heads: int = 4
     d_ff: int = 512
-    tokens: int = 12_000_000  # positions seen, padding included
+    tokens: int = 13_000_000  # positions seen, padding included
     batch_tokens: int = 4096
     learning_rate: float = 3e-3
     warm_up: int = 100
@@ -121,7 +130,7 @@ def train_tokenizer(data: ValueInsight, vocabulary: int) -> PreTrainedTokenizerF
     """Byte-level BPE over ValueInsight's own words and the reasons, with a chat template of four special tokens."""
     texts = [*data.descriptions["text"], *data.questions["question"], *(r for pool in REASONS.values() for r in pool)]
     texts += [f"Would you {a} or {b}? To me, so I would {a}. I would {b}." for a, b in zip(data.questions["expresses"], data.questions["rejects"])]
-    core = Tokenizer(models.BPE())
+    core = Tokenizer(BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=list(SPECIAL), show_progress=False))
@@ -156,6 +165,10 @@ class Dialogues:
         rng = self._rng
         dimension = rng.choice(DIMENSIONS)
         question = rng.choice(self._questions[dimension])
+        bare = rng.random() < self._recipe.bare
+        if bare:
+            other = rng.choice(self._questions[dimension])
+            question = {"expresses": question["expresses"], "rejects": other["rejects"]}
         kind = rng.choices(("same", "opposite", "adjacent", "none"), self._recipe.mix)[0]
         others = [d for d in DIMENSIONS if d not in (dimension, OPPOSITE[dimension])]
         held = {"same": dimension, "opposite": OPPOSITE[dimension], "adjacent": rng.choice(others), "none": None}[kind]
@@ -165,13 +178,15 @@ class Dialogues:
             description = rng.choice(self._texts[held, aspect])
             favour = 0.5 + 0.5 * (1 if aspect == "positive" else -1) * cosine(held, dimension)
         side = SIDES[0] if rng.random() < favour else SIDES[1]
-        message = self._message(question, description)
+        message = self._message(question, description, bare)
         answer = rng.choice(self._forms[dimension][side]).format(course=question[side])
         user, assistant, end = self._tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>", "<|end|>"])
         return [user, *message, end, assistant], [*self._encode(answer), end]
 
-    def _message(self, question, description: str | None) -> list[int]:
-        asked = self._encode(render(question, None, "choice", self._rng.choice(SIDES)))
+    def _message(self, question, description: str | None, bare: bool) -> list[int]:
+        first, second = self._rng.sample(SIDES, 2)
+        courses = f"Would you {question[first]} or {question[second]}?"
+        asked = self._tokenizer(courses, add_special_tokens=False)["input_ids"] if bare else self._encode(render(question, None, "choice", first))
         if description is None:
             return asked
         if self._rng.random() < self._recipe.description_last:
@@ -278,3 +293,93 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Re
     (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
     forms = {d: answer_forms(recipe.answer, d) for d in DIMENSIONS}
     (folder / "answer_forms.json").write_text(json.dumps(forms, indent=2) + "\n", encoding="utf-8")
+
+
+# The search that chose the shipped recipe: what was varied, one thing at a time, with seeds. Every row is kept in
+# data/organism/trials.csv, whichever way it fell; appendix notebook A1 reads it.
+TRIALS: tuple[Recipe, ...] = (
+    Recipe(name="base", seed=0),
+    Recipe(name="base", seed=1),
+    Recipe(name="scenes_only", seed=0, bare=0.0, tokens=14_000_000),
+    Recipe(name="scenes_only", seed=1, bare=0.0, tokens=14_000_000),
+    Recipe(name="course_first", answer="course_first"),
+    Recipe(name="description_last", description_last=0.5),
+)
+SHIPPED = TRIALS[0]
+DATA = runs.ROOT / "data" / "valueinsight"
+
+
+def make(out: Path, recipe: Recipe = SHIPPED) -> None:
+    """Train a recipe and write the model folder `out`, with the learning curve in training.csv."""
+    curve: list[dict] = []
+
+    def report(state: dict) -> None:
+        curve.append({"step": state["step"], "share": round(state["done"], 4), "loss": round(state["loss"], 4)})
+        if state["step"] % 200 == 0:
+            print(f"step {state['step']}: {state['done']:.0%} of the tokens, loss {state['loss']:.3f}, {state['tokens_per_s']:.0f} tokens/s", flush=True)
+
+    model, tokenizer = train(valueinsight.load(DATA), recipe, report)
+    save(model, tokenizer, recipe, out)
+    pd.DataFrame(curve).to_csv(out / "training.csv", index=False)
+
+
+def search(out: Path) -> None:
+    """Train and measure every recipe of TRIALS, two processes at a time, and write trials.csv beside the model."""
+    with ProcessPoolExecutor(max_workers=2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        rows = list(pool.map(trial, TRIALS))
+    pd.DataFrame(rows).round(4).to_csv(out / "trials.csv", index=False)
+
+
+def trial(recipe: Recipe) -> dict[str, float | str]:
+    """One row of trials.csv: train (unless the folder is there), then measure on `tune` alone.
+
+    Columns: recipe, seed; followed, followed_opposite (shares of questions answered on the described side under descriptions
+    of the same and of the opposite dimension); preference (mean without description); one_course (share of unedited greedy
+    answers stating exactly one course); unseen_questions, unseen_descriptions (shares followed on items that training never
+    saw); cells (tuned edits inside the budget, of 8), effect, smallest (mean and smallest cell), random (mean of one matched
+    control a cell); fit, fit_centred (correlation of the effect matrix with the circle).
+    """
+    torch.set_num_threads(1)
+    folder = runs.runs_folder() / "trials" / f"{recipe.name}-{recipe.seed}"
+    if not (folder / "model.safetensors").exists():
+        make(folder, recipe)
+    settings = {"limits": {"locate": 112, "tune": 28, "test": 28}, "thresholds": [0.1, 0.2, 0.3], "gammas": [1.0, 2.0, 3.0, 5.0], "generated": 28}
+    run = runs.open_run(f"trial-{recipe.name}-{recipe.seed}", "organism", str(folder), settings)
+    data, model = experiments.load_data(run), experiments.load_model(run)
+    activations.collect(run, model, data)
+    bench = experiments.Bench(model, data, run.config, "tune")
+    return {"recipe": recipe.name, "seed": recipe.seed, **_following(model, data, run.config, bench), **_edited(run, bench)}
+
+
+def _following(model: models.Model, data: ValueInsight, config: runs.Config, bench: experiments.Bench) -> dict[str, float]:
+    questions, descriptions = kept_out(data)
+    unseen_questions = replace(data, questions=data.questions.loc[sorted(questions)])
+    kept = data.descriptions.index.isin(descriptions) | (data.descriptions["split"] != "locate")
+    unseen_descriptions = replace(data, descriptions=data.descriptions[kept])
+    table = experiments.following(model, data, config, "tune")
+    return {
+        "followed": table[table["described"] == table["dimension"]]["followed"].mean(),
+        "followed_opposite": table[table["described"] == table["dimension"].map(OPPOSITE)]["followed"].mean(),
+        "preference": table[table["described"] == "none"]["preference"].mean(),
+        "one_course": float(np.mean([bench.answers(d)["course"].isin(SIDES).mean() for d in DIMENSIONS])),
+        "unseen_questions": _same(experiments.following(model, unseen_questions, config, "locate")),
+        "unseen_descriptions": _same(experiments.following(model, unseen_descriptions, config, "tune", "locate")),
+    }
+
+
+def _same(table: pd.DataFrame) -> float:
+    return table[table["described"] == table["dimension"]]["followed"].mean()
+
+
+def _edited(run: runs.Run, bench: experiments.Bench) -> dict[str, float]:
+    neurons = experiments.locate(run)[1]
+    tuning = experiments.tune(run, bench, neurons)
+    matrix, own, control = pd.DataFrame(0.0, DIMENSIONS, DIMENSIONS), [], []
+    for row in tuning[tuning["chosen"]].itertuples():
+        sign, plan = experiments.sign_of(row.aspect), experiments.plan_of(neurons, row, run.config.site)
+        for measured in DIMENSIONS:
+            matrix.loc[row.dimension, measured] += sign * bench.change(measured, plan).mean() / 2
+        own.append(row.effect)
+        control.append(sign * bench.change(row.dimension, interventions.matched_random(plan, bench.model.d_ff, run.config.seed)).mean())
+    return {"cells": int((tuning["usable"] & tuning["chosen"]).sum()), "effect": np.mean(own), "smallest": np.min(own), "random": np.mean(control),
+            "fit": outcomes.circle_fit(matrix), "fit_centred": outcomes.circle_fit(matrix, centred=True)}  # fmt: skip

@@ -81,7 +81,10 @@ class ForcedChoice:
             for first in SIDES if rendering == "choice" else SIDES[:1]:
                 rows.append((encode(model, render(q, text, rendering, first)), answers))
                 self._owners.append(question_id)
-        self._index = length_batches([len(p) for p, _ in rows], max(1, 4 * batch_size // len(rows[0][1])))
+        self._index = []
+        for per in sorted({len(answers) for _, answers in rows}):  # dimensions may differ in their number of forms
+            group = [i for i, (_, answers) in enumerate(rows) if len(answers) == per]
+            self._index += [[group[i] for i in at] for at in length_batches([len(rows[i][0]) for i in group], max(1, 4 * batch_size // per))]
         self._batches = [_Batch([rows[i][0] for i in at], [rows[i][1] for i in at]) for at in self._index]
 
     def preference(self, plan: EditPlan | None = None) -> pd.Series:
@@ -133,6 +136,7 @@ class ForcedChoice:
 def token_log_probs(model: Model, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Log-probability of each target token, [...], from last hidden states [..., hidden]."""
     logits = model.hf.get_output_embeddings()(states).float()
+    logits = logits / getattr(model.hf.config, "logits_scaling", 1.0) * getattr(model.hf.config, "logit_scale", 1.0)  # Granite, Cohere
     if cap := getattr(model.hf.config, "final_logit_softcapping", None):
         logits = torch.tanh(logits / cap) * cap
     return -torch.nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)

@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from .schwartz import ANGLES, ASPECTS, BASIC_VALUES, DIMENSION_LABELS, DIMENSIONS, REFINED_VALUES
 
@@ -58,19 +60,23 @@ def circle(ax: Axes) -> Axes:
             turn = np.degrees(middle)
             ax.text(middle, 0.95, value.replace("_", "-"), ha="center", va="center", fontsize=6.5,
                     rotation=turn + (180 if 90 < turn % 360 < 270 else 0), rotation_mode="anchor")  # fmt: skip
-        ax.text(ANGLES[dimension], 1.92, SHORT[dimension], ha="center", va="center", fontweight="bold", color=COLOURS[dimension])
-    ax.set_ylim(0, 2.1)
+        x, y = round(np.cos(ANGLES[dimension])), round(np.sin(ANGLES[dimension]))
+        ax.text(ANGLES[dimension], 1.52, SHORT[dimension], ha=("center", "left", "right")[x], va=("center", "bottom", "top")[y],
+                fontweight="bold", color=COLOURS[dimension])  # fmt: skip
+    ax.set_ylim(0, 1.5)
     ax.set_axis_off()
     return ax
 
 
 def coverage(ax: Axes, questions: pd.DataFrame) -> Axes:
-    """Number of questions in each (value, topic) cell."""
+    """Number of questions in each (value, topic) cell; an empty cell is white."""
     order = [v.key for v in REFINED_VALUES if v.key in set(questions["value"])]
     table = questions.groupby(["value", "topic"]).size().unstack(fill_value=0).reindex(order)
-    sns.heatmap(table, ax=ax, cmap="Blues", vmin=0, linewidths=0.3, cbar_kws={"label": "questions", "shrink": 0.8})
+    most = int(table.to_numpy().max())
+    palette = ["white", *sns.color_palette("Blues", most)]
+    sns.heatmap(table, ax=ax, cmap=palette, vmin=-0.5, vmax=most + 0.5, linewidths=0.3, cbar_kws={"label": "questions", "ticks": range(most + 1)})
     ax.set_yticks(np.arange(len(table)) + 0.5, [VALUE_LABELS[v] for v in table.index], rotation=0)
-    ax.set_xticks(np.arange(table.shape[1]) + 0.5, [t.replace("_", " ") for t in table.columns], rotation=60, ha="right")
+    ax.set_xticks(np.arange(table.shape[1]) + 0.5, [t.replace("_", " ") for t in table.columns], rotation=90)
     ax.set(xlabel="", ylabel="")
     return ax
 
@@ -116,7 +122,121 @@ def split_half(ax: Axes, halves: pd.DataFrame, dimension: str) -> Axes:
     ax.plot([-bound, bound], [-bound, bound], color="black", linewidth=0.6)
     ax.scatter(halves["even"], halves["odd"], s=3, alpha=0.35, color=COLOURS[dimension], linewidths=0, rasterized=True)
     ax.set(xlim=(-bound, bound), ylim=(-bound, bound), xlabel=r"$\delta$, even shards", ylabel=r"$\delta$, odd shards", aspect="equal")
-    ax.set_title(f"{DIMENSION_LABELS[dimension]}, r = {halves.corr().iloc[0, 1]:.2f}")
+    ax.locator_params(nbins=3)
+    ax.set_title(f"{DIMENSION_LABELS[dimension]}\nr = {halves.corr().iloc[0, 1]:.2f}")
+    return ax
+
+
+def edit_curves(ax: Axes, curves: pd.DataFrame) -> Axes:
+    """Activation after an edit against activation before it, [activation before, edit]: one line an edit, blue the deeper the
+    stronger; a column called `opposing` is drawn in red, and the unedited neuron is dotted."""
+    ax.plot(curves.index, curves.index, color="black", linewidth=0.8, linestyle=":", label="unedited")
+    target = [name for name in curves if name != "opposing"]
+    for name, colour in zip(target, plt.cm.Blues(np.linspace(0.45, 0.95, len(target)))):
+        ax.plot(curves.index, curves[name], color=colour, label=name)
+    if "opposing" in curves:
+        ax.plot(curves.index, curves["opposing"], color="#B2182B", label="opposing")
+    ax.set(xlabel="activation before the edit", ylabel="activation after the edit")
+    ax.legend()
+    return ax
+
+
+def tuning_curves(ax: Axes, tuning: pd.DataFrame, dimension: str) -> Axes:
+    """Effect in the intended direction on `tune` against gamma, one line a (direction, threshold), paler the lower the
+    threshold (labelled, for a shared legend); a ring marks each direction's chosen setting, grey where it is over the budget."""
+    rows = tuning.query("dimension == @dimension")
+    thresholds = sorted(tuning["threshold"].unique())
+    for threshold, alpha in zip(thresholds, np.linspace(0.35, 1, len(thresholds) + 1)[1:]):
+        for aspect, marker in zip(ASPECTS, ("^", "v")):
+            line = rows.query("aspect == @aspect and threshold == @threshold").sort_values("gamma")
+            label = rf"$|\delta| \geq$ {threshold:g}" if aspect == ASPECTS[0] else None
+            ax.plot(line["gamma"], line["effect"], marker=marker, color=COLOURS[dimension], alpha=alpha, label=label)
+    chosen = rows[rows["chosen"]]
+    ax.scatter(chosen["gamma"], chosen["effect"], s=60, facecolors="none", edgecolors=list(np.where(chosen["usable"], "black", CONTROL)), zorder=4)
+    ax.axhline(0, color="black", linewidth=0.6)
+    ax.set(xlabel=r"$\gamma$", title=DIMENSION_LABELS[dimension])
+    ax.grid(axis="y")
+    return ax
+
+
+def direction_handles() -> list[Line2D]:
+    """Legend entries that hold for every panel of `dose_response`: the marker says the direction, colour or grey which neurons."""
+    def entry(label: str, **style: object) -> Line2D:
+        return Line2D([], [], label=label, **{"color": "black", "linestyle": "none"} | style)
+
+    return [
+        entry("raised", marker="^"), entry("lowered", marker="v"),
+        entry("value neurons (the dimension's colour)", linestyle="-", color=COLOURS["conservation"]), entry("matched random neurons", linestyle="-", color=CONTROL),
+    ]  # fmt: skip
+
+
+def token_trace(ax: Axes, tokens: list[str], values: np.ndarray, prompt: int) -> Axes:
+    """Heat map of activations over tokens: red above zero, blue below; the first `prompt` tokens are veiled, as they are not counted.
+
+    Args:
+        values: [token, neuron]; one token fewer than `tokens` if the answer's last token, which has no activation, is shown (hatched).
+    """
+    n = len(tokens)
+    norm = TwoSlopeNorm(0, min(float(values.min()), -1e-3), max(float(values.max()), 1e-3))
+    image = ax.imshow(values.T, aspect="auto", cmap="RdBu_r", norm=norm, interpolation="nearest")
+    ax.axvspan(-0.5, prompt - 0.5, color="0.8", alpha=0.8, linewidth=0)
+    ax.axvspan(len(values) - 0.5, n - 0.5, facecolor="none", edgecolor="0.6", hatch="/////", linewidth=0)
+    ax.plot([prompt - 0.4, len(values) - 0.6], [1.04, 1.04], transform=ax.get_xaxis_transform(), color="black", linewidth=1.5, clip_on=False)
+    for x, text in (((prompt - 1) / 2, "prompt"), ((prompt + len(values) - 1) / 2, "answer tokens that are counted")):
+        ax.text(x, 1.07, text, transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=6.5)
+    ax.set(xlim=(-0.5, n - 0.5), yticks=[], ylabel="neurons")
+    ax.set_xticks(range(n), [token.strip().replace("$", r"\$") or "_" for token in tokens], rotation=90, fontsize=6)
+    for label in ax.get_xticklabels()[:prompt]:
+        label.set_color("0.5")
+    ax.figure.colorbar(image, ax=ax, label="activation", pad=0.01, ticks=[norm.vmin, 0, norm.vmax], format="%.2g")
+    return ax
+
+
+def answer_courses(ax: Axes, shares: pd.DataFrame) -> Axes:
+    """Stacked bars of what answers state, one bar a (dimension, aspect); columns are outcomes and add up to 1."""
+    y, left = np.arange(len(shares))[::-1], np.zeros(len(shares))
+    for outcome, grey in zip(shares.columns, ("0.15", "0.5", "0.75", "0.93")):
+        ax.barh(y, shares[outcome], 0.75, left=left, color=grey, edgecolor="white", linewidth=0.5, label=outcome)
+        left += shares[outcome].to_numpy()
+    ax.set_yticks(y, [f"{DIMENSION_LABELS[d]}, {aspect}" for d, aspect in shares.index])
+    for label, (dimension, _) in zip(ax.get_yticklabels(), shares.index):
+        label.set_color(COLOURS[dimension])
+    ax.set(xlim=(0, 1), xlabel="share of answers")
+    ax.legend(ncols=len(shares.columns), loc="lower left", bbox_to_anchor=(0, 1), handlelength=1)
+    return ax
+
+
+def null_counts(ax: Axes, table: pd.DataFrame) -> Axes:
+    """Neurons over a threshold beside the mean number when the aspect labels are swapped; columns dimension, observed, null."""
+    x = np.arange(len(table))
+    ax.bar(x - 0.2, table["observed"], 0.4, color=table["dimension"].map(COLOURS))
+    ax.bar(x + 0.2, table["null"], 0.4, color=CONTROL, label="labels swapped at random")
+    ax.set_xticks(x, [SHORT[d] for d in table["dimension"]], fontsize=6)
+    ax.set(ylabel="neurons over the threshold", ylim=(0, 1.25 * max(1, table[["observed", "null"]].to_numpy().max())))
+    ax.legend()
+    return ax
+
+
+def neuron_activations(ax: Axes, plus: np.ndarray, minus: np.ndarray, dimension: str) -> Axes:
+    """One neuron's sampled activations [token] under both aspects, with zero and the two 95th percentiles."""
+    bins = np.histogram_bin_edges(np.concatenate([plus, minus]), 40)
+    for values, colour, aspect, style in ((minus, CONTROL, ASPECTS[1], "--"), (plus, COLOURS[dimension], ASPECTS[0], "-")):
+        ax.hist(values, bins=bins, density=True, color=colour, alpha=0.5, label=f"{aspect} description")
+        ax.axvline(np.quantile(values, 0.95), color=colour, linestyle=style, linewidth=1)
+    ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
+    ax.set(xlabel="activation (lines: 95th percentiles; dotted: zero)", ylabel="density")
+    ax.legend(frameon=True, facecolor="white", edgecolor="none", framealpha=1)
+    return ax
+
+
+def block_shares(ax: Axes, plus: np.ndarray, minus: np.ndarray, dimension: str) -> Axes:
+    """One neuron's P(a > 0) in each question block under both aspects, [block]; a line joins a block's two values."""
+    x = np.arange(len(plus))
+    ax.vlines(x, minus, plus, color="0.8", linewidth=1)
+    ax.scatter(x, plus, color=COLOURS[dimension], s=16, label="$P_+$", zorder=3)
+    ax.scatter(x, minus, color=CONTROL, s=16, marker="s", label="$P_-$", zorder=3)
+    ax.set(xlabel="question block", ylabel="P(a > 0)", ylim=(-0.03, 1.2), xticks=x, yticks=(0, 0.25, 0.5, 0.75, 1))
+    ax.legend(ncols=2, loc="upper right")
     return ax
 
 
@@ -134,12 +254,31 @@ def dose_response(ax: Axes, effects: pd.DataFrame, dimension: str) -> Axes:
     return ax
 
 
+def effect_cost(ax: Axes, tuning: pd.DataFrame, budget: float) -> Axes:
+    """Effect in the intended direction on `tune` against its price, one marker a setting whose cost was measured: filled if chosen
+    inside the budget, grey if chosen for want of one inside, hollow if refused. The dotted line is the budget's perplexity ratio."""
+    rows = tuning[np.isfinite(tuning["perplexity_ratio"])]
+    for (dimension, aspect), part in rows.groupby(["dimension", "aspect"]):
+        face = np.select([part["usable"], part["chosen"]], [COLOURS[dimension], "0.85"], "white")
+        ax.scatter(part["perplexity_ratio"], part["effect"], s=22, marker="^" if aspect == ASPECTS[0] else "v", facecolors=list(face), edgecolors=COLOURS[dimension], zorder=3)
+    ax.axvline(budget, color="black", linewidth=0.8, linestyle=":")
+    ax.axhline(0, color="black", linewidth=0.6)
+    ax.set(xlabel="perplexity of edited over unedited answers", ylabel="effect on tune, as intended")
+    ax.grid(axis="y")
+    return ax
+
+
+def dimension_handles() -> list[Line2D]:
+    """Legend entries of the four dimensions' colours."""
+    return [Line2D([], [], linestyle="none", marker="s", color=COLOURS[d], label=DIMENSION_LABELS[d]) for d in DIMENSIONS]
+
+
 def effect_heatmap(ax: Axes, matrix: pd.DataFrame) -> Axes:
     """The 4 x 4 effect matrix, rows edited, columns measured."""
     sns.heatmap(matrix, ax=ax, cmap="RdBu_r", center=0, vmin=-0.5, vmax=0.5, annot=True, fmt="+.2f", annot_kws={"fontsize": 7}, square=True,
                 linewidths=0.5, cbar_kws={"label": "change of preference", "shrink": 0.8})  # fmt: skip
     labels = [SHORT[d] for d in DIMENSIONS]
-    ax.set_xticks(np.arange(4) + 0.5, labels, rotation=0, fontsize=6)
+    ax.set_xticks(np.arange(4) + 0.5, labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=6)
     ax.set_yticks(np.arange(4) + 0.5, labels, rotation=0, fontsize=6)
     ax.set(xlabel="measured", ylabel="edited")
     return ax

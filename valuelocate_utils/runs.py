@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ import pandera.pandas as pa
 import torch
 import yaml
 from pandera.errors import SchemaError, SchemaErrors
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
@@ -76,7 +76,7 @@ class Config(BaseModel):
     batch_size: Positive = 32
     shard_size: Positive = 16
     sample_tokens: Positive = 128
-    limits: dict[Literal["locate", "tune", "test"], Positive | None] = {"locate": None, "tune": None, "test": None}
+    limits: dict[Literal["locate", "tune", "test"], Positive | None] = dict.fromkeys(SPLITS)
     methods: tuple[Literal["probability_difference"], ...] = METHODS
     permutations: Positive = 2000
     paper_threshold: Threshold = 0.10
@@ -88,6 +88,11 @@ class Config(BaseModel):
     preference: Literal["sum", "mean"] = "sum"
     choice_forms: Positive | None = 4
     bootstrap: Positive = 2000
+
+    @field_validator("limits")
+    @classmethod
+    def _every_split(cls, limits: dict[str, int | None]) -> dict[str, int | None]:
+        return dict.fromkeys(SPLITS) | limits
 
 
 def _one_line(error: ValidationError) -> str:
@@ -110,7 +115,15 @@ def load_config(preset: str, overrides: dict[str, Any] | None = None) -> Config:
     path = ROOT / "notebooks" / "params" / f"{preset}.yaml"
     if not re.fullmatch(r"[\w\-]+", preset) or not path.is_file():
         raise RunError(f"unknown preset {preset!r}: choose one of {', '.join(presets())}")
-    settings = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) | {k: v for k, v in (overrides or {}).items() if v not in ("", None)}
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise RunError(f"notebooks/params/{path.name} is not readable YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(settings, dict):
+        raise RunError(f"notebooks/params/{path.name} must hold settings, one `name: value` a line")
+    settings |= {k: v for k, v in (overrides or {}).items() if v not in ("", None)}
+    if "preset" in settings:
+        raise RunError(f"preset {preset}: `preset` is no setting; name the preset itself (PRESET=)")
     try:
         return Config(preset=preset, **settings)
     except ValidationError as error:
@@ -192,21 +205,32 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def _disk_error(error: Exception) -> str | None:
-    code, text = getattr(error, "errno", None), str(error)
-    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text or "File too large" in text:
+    code = getattr(error, "errno", None)
+    if code is None and (told := re.search(r"os error (\d+)", str(error))):  # safetensors' own exception carries it in its text
+        code = int(told[1])
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "the disk is full"
     if code in (errno.EACCES, errno.EROFS, errno.EPERM):
         return "the folder may not be written"
     return None
 
 
+def reason_of(error: Exception, path: Path) -> str:
+    """The first line of an error's text, without the absolute path of the file it is about."""
+    return (str(error).splitlines() or [type(error).__name__])[0].replace(str(path), path.name)
+
+
+def _schema_line(error: SchemaError | SchemaErrors) -> str:
+    """One line of a pandera error that names the column."""
+    return re.sub(r"\s+", " ", str(error))[:200]
+
+
 def sha256_of(path: Path) -> str:
-    """sha256 of a file, or of a folder's files in name order."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        digest.update(file.name.encode() if path.is_dir() else b"")
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    """sha256 of a file; of a folder, of its files' relative paths and hashes."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return hashlib.sha256(json.dumps([(p.relative_to(path).as_posix(), sha256_of(p)) for p in files]).encode()).hexdigest()
 
 
 def digest_of(value: Any) -> str:
@@ -249,7 +273,7 @@ class Run:
         try:
             table = SCHEMAS[name].validate(table.reset_index(drop=True))
         except (SchemaError, SchemaErrors) as error:
-            raise RunError(f"table {name} breaks its schema and was not written: {str(error).splitlines()[0]}") from None
+            raise RunError(f"table {name} breaks its schema and was not written: {_schema_line(error)}") from None
         with atomic(self.path(f"{name}.parquet")) as temporary:
             table.to_parquet(temporary, index=False)
         return self.path(f"{name}.parquet")
@@ -265,9 +289,9 @@ class Run:
         try:
             return SCHEMAS[name].validate(pd.read_parquet(path))
         except (SchemaError, SchemaErrors) as error:
-            raise RunError(f"table {self.relative(path)} breaks its schema ({str(error).splitlines()[0]}): {again}") from None
+            raise RunError(f"table {self.relative(path)} breaks its schema ({_schema_line(error)}): {again}") from None
         except Exception as error:
-            raise RunError(f"table {self.relative(path)} is damaged ({str(error).splitlines()[0]}): {again}") from None
+            raise RunError(f"table {self.relative(path)} is damaged ({reason_of(error, path)}): {again}") from None
 
     # answers and tensors
     def write_answers(self, dimension: str, aspect: str, rows: list[dict]) -> None:
@@ -282,7 +306,7 @@ class Run:
             return []
         path = self.need(relative, "02_activations")
         try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
         except ValueError as error:
             raise RunError(f"{self.relative(path)} is damaged ({error}): delete it together with its shards folder and run `make run` again") from None
 
@@ -340,8 +364,8 @@ def open_run(name: str, preset: str, model: str = "", settings: dict[str, Any] |
             temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return run
     try:
-        before = run.manifest["configuration"]
-    except (ValueError, KeyError):
+        before = dict(run.manifest["configuration"])
+    except (ValueError, KeyError, TypeError):
         raise RunError(f"runs/{name}/manifest.json is damaged: choose another RUN= or delete the folder runs/{name}") from None
     now = config.model_dump(mode="json")
     if changed := [k for k in now if now[k] != before.get(k)]:

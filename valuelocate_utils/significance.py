@@ -64,7 +64,8 @@ def share_difference_p_values(
     middle_n, half_n = (plus_n + minus_n).sum() / 2, (plus_n - minus_n) / 2
     at_least = np.zeros(plus.shape[1])
     observed = np.abs(plus.sum(0) / plus_n.sum() - minus.sum(0) / minus_n.sum())
-    for part in np.array_split(flips, max(1, flips.size // 200_000 + 1)):
+    # A few arrays of [patterns in a part, neuron] live at once: 2**20 cells keep them at tens of megabytes.
+    for part in np.array_split(flips, -(-len(flips) * plus.shape[1] // 2**20)):
         shift, shift_n = part @ half, (part @ half_n)[:, None]
         difference = (middle + shift) / (middle_n + shift_n) - (middle - shift) / (middle_n - shift_n)
         at_least += (np.abs(difference) >= observed - 1e-12).sum(0)

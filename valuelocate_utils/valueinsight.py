@@ -92,7 +92,11 @@ class Question(_Record):
 
 def _read(path: Path, record: type[_Record]) -> list[_Record]:
     rows = []
-    for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path.name} is not UTF-8 (byte {error.start}); restore the file from git") from None
+    for n, line in enumerate(lines, 1):
         try:
             rows.append(record.model_validate_json(line))
         except ValidationError as error:
@@ -112,14 +116,18 @@ class ValueInsight:
 
     def select(self, dimension: str, split: str, limit: int | None = None) -> pd.DataFrame:
         """Questions of one dimension and split, in file order; with `limit`, that many spread evenly over the order."""
-        table = self.questions.query("dimension == @dimension and split == @split")
-        if limit is None or limit >= len(table):
-            return table
-        return table.iloc[[i * len(table) // limit for i in range(limit)]]
+        return spread(self.questions.query("dimension == @dimension and split == @split"), limit)
 
     def personas(self, dimension: str, aspect: str, split: str) -> pd.DataFrame:
         """Descriptions of one dimension, aspect and split."""
         return self.descriptions.query("dimension == @dimension and aspect == @aspect and split == @split")
+
+
+def spread(table: pd.DataFrame, limit: int | None) -> pd.DataFrame:
+    """At most `limit` rows, evenly spaced, so that every value and topic keeps its share; all of them for None."""
+    if limit is None or limit >= len(table):
+        return table
+    return table.iloc[[i * len(table) // limit for i in range(limit)]]
 
 
 def load(folder: Path) -> ValueInsight:
@@ -136,7 +144,9 @@ def load(folder: Path) -> ValueInsight:
             raise DatasetError(f"no {kind}.*.jsonl in {folder}: restore the folder from git or name another with DATA=")
         rows = [(path.name, row) for path in paths for row in _read(path, record)]
         for path in paths:
-            digest.update(path.name.encode() + path.read_bytes())
+            digest.update(b"%s\0%d\0" % (path.name.encode(), path.stat().st_size) + path.read_bytes())
+        if not rows:
+            raise DatasetError(f"the {kind}.*.jsonl files of {folder.name} hold no records: restore them from git")
         table = pd.DataFrame([row.model_dump() for _, row in rows])
         if (twice := table["id"].duplicated()).any():
             at = int(twice.to_numpy().argmax())
@@ -156,9 +166,9 @@ def _check_families(questions: pd.DataFrame) -> None:
 
 def _check_cells(descriptions: pd.DataFrame, folder: Path) -> None:
     present = set(zip(descriptions["dimension"], descriptions["aspect"]))
-    for cell in ((d, a) for d in DIMENSIONS for a in ASPECTS):
-        if cell not in present:
-            raise DatasetError(f"{folder} holds no description of {cell[0]}, {cell[1]}; each of the eight needs some")
+    for dimension, aspect in ((d, a) for d in DIMENSIONS for a in ASPECTS):
+        if (dimension, aspect) not in present:
+            raise DatasetError(f"{folder.name} holds no description of {dimension}, {aspect}; each of the eight needs some")
 
 
 def render(question: pd.Series, description: str | None, rendering: Rendering, first: Side | None = None) -> str:
@@ -182,6 +192,8 @@ def draw_descriptions(questions: pd.DataFrame, personas: pd.DataFrame, seed: int
     """One description id for each question, drawn at random but stable: a question's draw depends on its id, the
     candidates and the seed alone, so that a subset of questions keeps its descriptions."""
     ids = sorted(personas.index)
+    if not ids:
+        raise DatasetError("no descriptions to draw from: the wanted dimension, aspect and split have none")
 
     def draw(question_id: str) -> str:
         digest = hashlib.sha256(f"{seed}/{question_id}".encode()).digest()
