@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shlex
 import sys
 import tempfile
 import warnings
@@ -20,9 +19,9 @@ NOTEBOOKS = runs.ROOT / "notebooks"
 
 
 def settings_of(text: str) -> dict[str, Any]:
-    """Parse `SET="gammas=[1,2] generated=20"` into settings; values are YAML."""
+    """Parse `SET="gammas=[1,2] limits={tune: 8, test: 8}"` into settings; values are YAML and may hold spaces."""
     settings = {}
-    for part in shlex.split(text):
+    for part in re.split(r"\s+(?=\w+=)", text.strip()) if text.strip() else ():
         name, equals, value = part.partition("=")
         if not equals:
             raise runs.RunError(f"setting {part!r} is not name=value: write SET='gammas=[1,2] generated=20'")
@@ -37,6 +36,8 @@ def _parameters(notebook: Path, given: dict[str, Any]) -> dict[str, Any]:
     """The given parameters, checked against the notebook's cell tagged `parameters`, which papermill itself does not."""
     import papermill
 
+    if not notebook.is_file():
+        raise runs.RunError(f"there is no notebook {notebook.name}: they are {', '.join(sorted(p.name for p in NOTEBOOKS.glob('*.ipynb')))}")
     known = papermill.inspect_notebook(str(notebook))
     if unknown := sorted(set(given) - set(known)):
         raise runs.RunError(f"{notebook.name} has no parameter {unknown[0]!r}: it takes {', '.join(known)}")
@@ -85,11 +86,23 @@ def clean(path: Path) -> str:
     notebook = strip_output(notebook, keep_output=False, keep_count=True, keep_id=True, extra_keys=keys)
     for n, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), 1):
         cell.execution_count = n
+        cell.outputs = _merged(cell.outputs)
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = n
     notebook.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return nbformat.writes(notebook).rstrip("\n") + "\n"
+
+
+def _merged(outputs: list) -> list:
+    """Adjacent outputs of one stream as one: where the kernel cuts a print in two is a matter of timing."""
+    merged: list = []
+    for output in outputs:
+        if merged and output.output_type == "stream" == merged[-1].output_type and output.name == merged[-1].name:
+            merged[-1].text += output.text
+        else:
+            merged.append(output)
+    return merged
 
 
 def refresh() -> None:

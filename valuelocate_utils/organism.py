@@ -314,8 +314,8 @@ def make(out: Path, recipe: Recipe = SHIPPED) -> None:
     curve: list[dict] = []
 
     def report(state: dict) -> None:
-        curve.append({"step": state["step"], "share": round(state["done"], 4), "loss": round(state["loss"], 4)})
         if state["step"] % 200 == 0:
+            curve.append({"step": state["step"], "share": round(state["done"], 4), "loss": round(state["loss"], 4)})
             print(f"step {state['step']}: {state['done']:.0%} of the tokens, loss {state['loss']:.3f}, {state['tokens_per_s']:.0f} tokens/s", flush=True)
 
     model, tokenizer = train(valueinsight.load(DATA), recipe, report)

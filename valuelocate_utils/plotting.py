@@ -103,7 +103,7 @@ def layer_profile(ax: Axes, neurons: pd.DataFrame, layers: int, width: int) -> A
     ax.axhline(0, color="black", linewidth=0.6)
     ax.set(xlabel="layer", ylabel="% of the layer's neurons\nnegative   |   positive")
     ax.set_xticks(range(layers))
-    ax.legend(ncols=2)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
     return ax
 
 
@@ -122,7 +122,8 @@ def split_half(ax: Axes, halves: pd.DataFrame, dimension: str) -> Axes:
     ax.plot([-bound, bound], [-bound, bound], color="black", linewidth=0.6)
     ax.scatter(halves["even"], halves["odd"], s=3, alpha=0.35, color=COLOURS[dimension], linewidths=0, rasterized=True)
     ax.set(xlim=(-bound, bound), ylim=(-bound, bound), xlabel=r"$\delta$, even shards", ylabel=r"$\delta$, odd shards", aspect="equal")
-    ax.locator_params(nbins=3)
+    ticks = np.array((-1, 0, 1)) * float(f"{0.6 * bound:.1g}")
+    ax.set(xticks=ticks, yticks=ticks)
     ax.set_title(f"{DIMENSION_LABELS[dimension]}\nr = {halves.corr().iloc[0, 1]:.2f}")
     return ax
 
@@ -259,7 +260,7 @@ def effect_cost(ax: Axes, tuning: pd.DataFrame, budget: float) -> Axes:
     inside the budget, grey if chosen for want of one inside, hollow if refused. The dotted line is the budget's perplexity ratio."""
     rows = tuning[np.isfinite(tuning["perplexity_ratio"])]
     for (dimension, aspect), part in rows.groupby(["dimension", "aspect"]):
-        face = np.select([part["usable"], part["chosen"]], [COLOURS[dimension], "0.85"], "white")
+        face = np.select([part["usable"], part["chosen"]], [COLOURS[dimension], "0.7"], "white")
         ax.scatter(part["perplexity_ratio"], part["effect"], s=22, marker="^" if aspect == ASPECTS[0] else "v", facecolors=list(face), edgecolors=COLOURS[dimension], zorder=3)
     ax.axvline(budget, color="black", linewidth=0.8, linestyle=":")
     ax.axhline(0, color="black", linewidth=0.6)
@@ -296,8 +297,30 @@ def headline(ax: Axes, table: pd.DataFrame) -> Axes:
         ax.scatter(mean, y + shift, color=list(colours), s=16, zorder=3, marker="o" if shift > 0 else "s", label=label)
     ax.axvline(0, color="black", linewidth=0.6)
     ax.set_yticks(y, [f"{DIMENSION_LABELS[d]}, {'raised' if a == 'positive' else 'lowered'}" for d, a in zip(table["dimension"], table["aspect"])])
-    ax.set(xlabel="change of preference in the intended direction", xlim=(-0.12, max(0.55, table["high"].max() + 0.03)))
+    left, right = table[["low", "random_low"]].min(axis=None), table[["high", "random_high"]].max(axis=None)
+    ax.set(xlabel="change of preference in the intended direction", xlim=(min(-0.12, left - 0.03), max(0.55, right + 0.03)))
     ax.grid(axis="x")
-    handles = ax.legend(loc="lower right").legend_handles
+    handles = ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2).legend_handles
     handles[0].set_color("black")
+    return ax
+
+
+def learning_curve(ax: Axes, curve: pd.DataFrame, floor: float) -> Axes:
+    """Loss on answer tokens (nats) against the share of training done, log scale, with its floor dotted."""
+    ax.plot(curve["share"], curve["loss"], color="black", marker="o")
+    ax.axhline(floor, color=CONTROL, linestyle=":")
+    ax.set(yscale="log", xlabel="share of training", ylabel="loss, nats a token")
+    ax.set_yticks([0.1, 0.2, 0.5, 1, 2], ["0.1", "0.2", "0.5", "1", "2"])
+    ax.minorticks_off()
+    return ax
+
+
+def trial_bars(ax: Axes, trials: pd.DataFrame, columns: dict[str, str], title: str) -> Axes:
+    """One row of bars a trial (recipe and seed), a bar for each column in its colour."""
+    y, height = np.arange(len(trials))[::-1], 0.8 / len(columns)
+    for i, (column, colour) in enumerate(columns.items()):
+        ax.barh(y - (i - (len(columns) - 1) / 2) * height, trials[column], height, color=colour)
+    ax.set_yticks(y, trials["recipe"].str.replace("_", " ") + ", seed " + trials["seed"].astype(str))
+    ax.axvline(0, color="black", linewidth=0.6)
+    ax.set_title(title)
     return ax
