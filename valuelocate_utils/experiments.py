@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from . import runs, valueinsight
 from .activations import answer, cell_shards
@@ -53,6 +54,8 @@ def load_model(run: Run) -> Model:
         RunError: the run was made with other weights under the same name.
     """
     config = run.config
+    if config.threads:
+        torch.set_num_threads(config.threads)
     model = load(runs.resolve(config.model), config.revision, config.dtype, config.device, config.attention, config.site)
     identity = {"name": model.name, "revision": model.revision, "weights_sha256": model.weights_sha256, "template": model.template}
     known = run.manifest.get("model")
@@ -264,7 +267,7 @@ def _sweep_rows(sweep: Bench, found: pd.DataFrame, cell) -> Iterator[dict]:
         plan = amplify(found, cell.aspect, gamma, config.site)
         yield _row(cell, "amplify", "none", gamma, own, "forced_choice", sweep.baseline(own).mean(), sweep.change(own, plan), config)
         if _controllable(plan, sweep.model.d_ff):
-            yield _row(cell, "amplify", "random", gamma, own, "forced_choice", sweep.baseline(own).mean(), _draws(sweep, plan, own, min(2, config.control_draws)), config)
+            yield _row(cell, "amplify", "random", gamma, own, "forced_choice", sweep.baseline(own).mean(), _draws(sweep, plan, own, 1), config)
 
 
 def _edited_answers(bench: Bench, found: pd.DataFrame, cell) -> pd.DataFrame:

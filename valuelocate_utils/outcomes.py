@@ -136,7 +136,9 @@ class ForcedChoice:
 def token_log_probs(model: Model, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Log-probability of each target token, [...], from last hidden states [..., hidden]."""
     logits = model.hf.get_output_embeddings()(states).float()
-    logits = logits / getattr(model.hf.config, "logits_scaling", 1.0) * getattr(model.hf.config, "logit_scale", 1.0)  # Granite, Cohere
+    scale = getattr(model.hf.config, "logit_scale", None) or 1 / getattr(model.hf.config, "logits_scaling", 1)  # Cohere, Granite
+    if scale != 1:
+        logits = logits * scale
     if cap := getattr(model.hf.config, "final_logit_softcapping", None):
         logits = torch.tanh(logits / cap) * cap
     return -torch.nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)

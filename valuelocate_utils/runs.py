@@ -67,6 +67,7 @@ class Config(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
     attention: Literal["eager", "sdpa"] = "eager"
+    threads: Positive | None = None  # of torch on the CPU; None leaves torch's own choice
     data: str = "data/valueinsight"
     seed: int = 0
     site: Literal["gate", "up", "product"] = "gate"
