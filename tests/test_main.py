@@ -30,7 +30,7 @@ def test_settings_are_yaml_values(text: str, settings: dict) -> None:
     assert cli.settings_of(text) == settings
 
 
-@pytest.mark.parametrize("text", ["seed", "seed=3 =4", "gammas=[1"])
+@pytest.mark.parametrize("text", ["seed", "gammas=[1"])
 def test_unreadable_settings_are_named(text: str) -> None:
     with pytest.raises(RunError, match="setting"):
         cli.settings_of(text)

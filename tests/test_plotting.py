@@ -237,3 +237,39 @@ def test_the_style_is_applied() -> None:
 def test_layer_profile_without_neurons_is_flat(ax: Axes) -> None:
     plotting.layer_profile(ax, pd.DataFrame({"dimension": [], "aspect": [], "layer": []}), layers=2, width=10)
     assert [p.get_height() for p in ax.patches] == [0] * 16
+
+
+# --------------------------------------------------------------------------------------------------- prices and the organism
+def test_effect_cost_draws_measured_settings_and_tells_their_fate_by_fill(ax: Axes) -> None:
+    tuning = pd.DataFrame({
+        "dimension": OWN, "aspect": [ASPECTS[0]] * 3 + [ASPECTS[1]], "effect": [0.4, 0.3, 0.2, 0.1], "perplexity_ratio": [2.0, 1.1, np.nan, 1.4],
+        "usable": [False, True, False, False], "chosen": [False, True, False, True],
+    })  # fmt: skip
+    assert plotting.effect_cost(ax, tuning, 1.5) is ax
+    lowered, raised = of_type(ax, PathCollection)
+    np.testing.assert_allclose(raised.get_offsets(), [[2.0, 0.4], [1.1, 0.3]])
+    np.testing.assert_allclose(lowered.get_offsets(), [[1.4, 0.1]])
+    assert [to_hex(c).upper() for c in raised.get_facecolors()] == ["#FFFFFF", plotting.COLOURS[OWN]]
+    assert to_hex(lowered.get_facecolors()[0]) == to_hex("0.7")
+    assert not np.array_equal(raised.get_paths()[0].vertices, lowered.get_paths()[0].vertices)
+    assert [list(line.get_xdata()) for line in ax.lines] == [[1.5, 1.5], [0, 1]]
+
+
+def test_dimension_handles_name_every_colour() -> None:
+    assert {h.get_label(): h.get_color() for h in plotting.dimension_handles()} == {DIMENSION_LABELS[d]: plotting.COLOURS[d] for d in DIMENSIONS}
+
+
+def test_learning_curve_draws_the_loss_above_its_floor(ax: Axes) -> None:
+    curve = pd.DataFrame({"step": [200, 400], "share": [0.5, 1.0], "loss": [1.0, 0.2]})
+    assert plotting.learning_curve(ax, curve, 0.15) is ax
+    line, floor = ax.lines
+    np.testing.assert_allclose(line.get_xydata(), [[0.5, 1.0], [1.0, 0.2]])
+    assert list(floor.get_ydata()) == [0.15, 0.15] and floor.get_linestyle() == ":" and ax.get_yscale() == "log"
+
+
+def test_trial_bars_put_one_group_a_trial_from_the_top(ax: Axes) -> None:
+    trials = pd.DataFrame({"recipe": ["base", "course_first"], "seed": [0, 1], "effect": [0.3, 0.1], "random": [0.01, -0.02]})
+    assert plotting.trial_bars(ax, trials, {"effect": "black", "random": "grey"}, "title") is ax
+    bars = [(round(p.get_y() + p.get_height() / 2, 6), p.get_width()) for p in ax.patches]
+    assert bars == [(1.2, 0.3), (0.2, 0.1), (0.8, 0.01), (-0.2, -0.02)]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["base, seed 0", "course first, seed 1"] and ax.get_title(loc="left") == "title"

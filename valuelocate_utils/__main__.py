@@ -59,7 +59,10 @@ def execute(notebook: Path, parameters: dict[str, Any], target: Path) -> None:
     failed, temporary = target.with_suffix(".failed.ipynb"), target.with_name(f".{target.name}.tmp.ipynb")
     os.environ["VALUELOCATE_HEADLESS"] = "1"
     try:
-        papermill.execute_notebook(str(notebook), str(temporary), parameters, cwd=str(NOTEBOOKS), kernel_name="python3", progress_bar=False)
+        papermill.execute_notebook(
+            str(notebook), str(temporary), parameters, cwd=str(NOTEBOOKS), kernel_name="python3", progress_bar=False,
+            extra_arguments=["--log-level=ERROR"],  # of the kernel, which otherwise warns of its local TCP sockets at every start
+        )  # fmt: skip
     except PapermillExecutionError as error:
         if error.ename in ("RunError", "ModelError", "DatasetError"):
             raise runs.RunError(error.evalue) from None

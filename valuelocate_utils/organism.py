@@ -302,8 +302,11 @@ TRIALS: tuple[Recipe, ...] = (
     Recipe(name="base", seed=1),
     Recipe(name="bare", seed=0, bare=0.4, tokens=13_000_000),
     Recipe(name="bare", seed=1, bare=0.4, tokens=13_000_000),
+    Recipe(name="course_first", seed=0, answer="course_first"),
+    Recipe(name="description_last", seed=0, description_last=0.5),
+    Recipe(name="long", seed=1, tokens=24_000_000),
 )
-SHIPPED = TRIALS[1]
+SHIPPED = TRIALS[-1]
 DATA = runs.ROOT / "data" / "valueinsight"
 
 
@@ -331,7 +334,7 @@ def search(out: Path) -> None:
 def trial(recipe: Recipe) -> dict[str, float | str]:
     """One row of trials.csv: train (unless the folder is there), then measure on `tune` alone.
 
-    Columns: recipe, seed; followed, followed_opposite (shares of questions answered on the described side under descriptions
+    Columns: recipe, seed, tokens (seen in training, millions); followed, followed_opposite (shares of questions answered on the described side under descriptions
     of the same and of the opposite dimension); preference (mean without description); one_course (share of unedited greedy
     answers stating exactly one course); unseen_questions, unseen_descriptions (shares followed on items that training never
     saw); cells (tuned edits inside the budget, of 8), effect, smallest (mean and smallest cell), random (mean of one matched
@@ -341,12 +344,12 @@ def trial(recipe: Recipe) -> dict[str, float | str]:
     folder = runs.runs_folder() / "trials" / f"{recipe.name}-{recipe.seed}"
     if not (folder / "model.safetensors").exists():
         make(folder, recipe)
-    settings = {"limits": {"locate": 112, "tune": 28, "test": 28}, "thresholds": [0.1, 0.2, 0.3], "gammas": [1.0, 2.0, 3.0, 5.0], "generated": 28}
+    settings = {"limits": {"locate": 112, "tune": 28, "test": 28}, "generated": 28}
     run = runs.open_run(f"trial-{recipe.name}-{recipe.seed}", "organism", str(folder), settings)
     data, model = experiments.load_data(run), experiments.load_model(run)
     activations.collect(run, model, data)
     bench = experiments.Bench(model, data, run.config, "tune")
-    return {"recipe": recipe.name, "seed": recipe.seed, **_following(model, data, run.config, bench), **_edited(run, bench)}
+    return {"recipe": recipe.name, "seed": recipe.seed, "tokens": recipe.tokens / 1e6, **_following(model, data, run.config, bench), **_edited(run, bench)}
 
 
 def _following(model: models.Model, data: ValueInsight, config: runs.Config, bench: experiments.Bench) -> dict[str, float]:
