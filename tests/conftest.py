@@ -10,11 +10,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("VALUELOCATE_HEADLESS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import pytest  # noqa: E402
-import tiny  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import tiny
+import torch
 
-from valuelocate_utils.models import Model  # noqa: E402
+from valuelocate_utils.models import Model
 
 torch.set_num_threads(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,6 +116,16 @@ def test_a_cell_without_a_control_does_not_hold() -> None:
     rows = [row for row in cell_rows() if row["control"] == "none"]
     row = headline(rows).loc[0]
     assert np.isnan(row["random"]) and not row["clear"] and not row["holds"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"), [({"clear": False}, "interval"), ({"effect": 0.099}, r"effect \+0.10 is below 0.10"), ({"random": np.nan}, "control"), ({"usable": False}, "budget")]
+)
+def test_shortfalls_name_the_missed_condition_and_no_other(changed: dict, word: str) -> None:
+    good = {"effect": 0.3, "low": 0.2, "random": 0.01, "random_high": 0.05, "clear": True, "usable": True}
+    assert experiments.shortfalls(SimpleNamespace(**good)) == []
+    (phrase,) = experiments.shortfalls(SimpleNamespace(**good | changed))
+    assert re.search(word, phrase)
 
 
 # ----------------------------------------------------------------------------------------------------------------- summary

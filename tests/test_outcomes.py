@@ -14,7 +14,7 @@ import tiny
 import torch
 import transformers as t
 
-from valuelocate_utils import activations, interventions, models, outcomes
+from valuelocate_utils import interventions, models, outcomes
 from valuelocate_utils.activations import Answer
 from valuelocate_utils.interventions import EditPlan
 from valuelocate_utils.models import Model

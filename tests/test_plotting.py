@@ -9,16 +9,16 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import pytest  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.collections import FillBetweenPolyCollection, LineCollection, PathCollection, QuadMesh  # noqa: E402
-from matplotlib.colors import to_hex, to_rgb  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import FillBetweenPolyCollection, LineCollection, PathCollection, QuadMesh
+from matplotlib.colors import to_hex, to_rgb
 
-from valuelocate_utils import plotting  # noqa: E402
-from valuelocate_utils.schwartz import ASPECTS, BASIC_VALUES, DIMENSION_LABELS, DIMENSIONS  # noqa: E402
+from valuelocate_utils import plotting
+from valuelocate_utils.schwartz import ASPECTS, BASIC_VALUES, DIMENSION_LABELS, DIMENSIONS
 
 OWN, OTHER = DIMENSIONS[:2]
 

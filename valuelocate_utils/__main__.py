@@ -143,6 +143,8 @@ def check(run_name: str) -> None:
     """Print the headline table of a run; RunError if a cell of the main result does not hold."""
     import pandas as pd
 
+    from . import experiments
+
     path = runs.runs_folder() / run_name / "figures" / "headline.csv"
     if not path.is_file():
         raise runs.RunError(f"runs/{run_name}/figures/headline.csv is missing: notebook 05_figures makes it (make run RUN={run_name})")
@@ -150,8 +152,8 @@ def check(run_name: str) -> None:
     print(table.round(3).to_string(index=False))
     if len(table) < 8 or not table["holds"].all():
         raise runs.RunError(f"main result: {int(table['holds'].sum())} of 8 cells hold")
-    if table["effect"].mean() < 0.15:
-        raise runs.RunError(f"main result: the mean effect is {table['effect'].mean():.3f}, below 0.15")
+    if table["effect"].mean() < experiments.LEAST_MEAN_EFFECT:
+        raise runs.RunError(f"main result: the mean effect is {table['effect'].mean():.3f}, below {experiments.LEAST_MEAN_EFFECT}")
 
 
 def _arguments() -> argparse.Namespace:

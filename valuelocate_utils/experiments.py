@@ -25,6 +25,8 @@ from .valueinsight import ValueInsight, draw_descriptions, render, spread
 
 CELLS = [(d, a) for d in DIMENSIONS for a in ASPECTS]
 METHOD = "probability_difference"
+# What the main result must show, in units of preference; the same for every run and model.
+LEAST_EFFECT, LARGEST_CONTROL, LEAST_MEAN_EFFECT = 0.10, 0.05, 0.15
 
 
 def sign_of(aspect: str) -> float:
@@ -312,7 +314,7 @@ def headline(effects: pd.DataFrame, tuning: pd.DataFrame, answers: pd.DataFrame)
     """One row a (dimension, aspect): the main result with intervals, its control and its price.
 
     `effect` and `random` are signed so that the intended direction is positive. `clear` says that the effect's interval lies
-    above the control's; `holds` adds effect >= 0.10, |random| <= 0.05 and the budget (`usable` on tune).
+    above the control's; `holds` that nothing falls short (see `shortfalls`).
     """
     rows = []
     for setting in tuning[tuning["chosen"]].itertuples():
@@ -324,15 +326,25 @@ def headline(effects: pd.DataFrame, tuning: pd.DataFrame, answers: pd.DataFrame)
         generated = of[(of["outcome"] == "generated_choice") & (of["control"] == "none")].iloc[0]
         price = of[(of["outcome"] == "perplexity") & (of["control"] == "none")].iloc[0]
         mine = answers[(answers["edited_dimension"] == setting.dimension) & (answers["aspect"] == setting.aspect) & (answers["control"] == "none")]
-        clear = located[1] > control[2]
         rows.append(
             {"dimension": setting.dimension, "aspect": setting.aspect, "neurons": setting.neurons, "threshold": setting.threshold, "gamma": setting.gamma, "n": n,
              "effect": located[0], "low": located[1], "high": located[2], "random": control[0], "random_low": control[1], "random_high": control[2],
              "generated": sign_of(setting.aspect) * generated["mean"], "degenerate": mine["degenerate"].mean(),
-             "perplexity_ratio": (price["baseline"] + price["mean"]) / price["baseline"], "usable": setting.usable, "clear": clear,
-             "holds": bool(clear and located[0] >= 0.10 and abs(control[0]) <= 0.05 and setting.usable)}
+             "perplexity_ratio": (price["baseline"] + price["mean"]) / price["baseline"], "usable": setting.usable, "clear": located[1] > control[2]}
         )  # fmt: skip
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.assign(holds=[not shortfalls(row) for row in table.itertuples()])
+
+
+def shortfalls(row) -> list[str]:
+    """Why a row of the headline table does not hold, a phrase for each of the four conditions it misses; empty if it holds."""
+    conditions = {
+        f"its interval begins at {row.low:+.2f} and the control's ends at {row.random_high:+.2f}": row.clear,
+        f"its effect {row.effect:+.2f} is below {LEAST_EFFECT:.2f}": row.effect >= LEAST_EFFECT,
+        f"its control {row.random:+.2f} lies further than {LARGEST_CONTROL:.2f} from zero": abs(row.random) <= LARGEST_CONTROL,
+        "no setting was inside the budget on tune": row.usable,
+    }
+    return [phrase for phrase, met in conditions.items() if not met]
 
 
 def _signed(row) -> tuple[float, float, float]:
