@@ -232,6 +232,20 @@ def test_personas_are_those_of_the_cell() -> None:
     assert data.personas("conservation", "negative", "test").empty
 
 
+@pytest.mark.parametrize(
+    ("ask", "line"),
+    [
+        (lambda data: data.select("power", "tune"), "unknown dimension 'power': choose one of openness_to_change, "),
+        (lambda data: data.select("conservation", "train"), "unknown split 'train': choose one of locate, tune, test"),
+        (lambda data: data.personas("Conservation", "positive", "tune"), "unknown dimension 'Conservation'"),
+        (lambda data: data.personas("conservation", "+", "tune"), "unknown aspect '+': choose one of positive, negative"),
+    ],
+)
+def test_an_unknown_name_is_refused_and_the_known_ones_listed(ask, line: str) -> None:
+    with pytest.raises(DatasetError, match=re.escape(line)):
+        ask(holding(table(1)))
+
+
 def personas(ids: str) -> pd.DataFrame:
     return pd.DataFrame({"text": "t"}, index=list(ids))
 

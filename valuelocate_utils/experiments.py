@@ -215,12 +215,13 @@ def _controllable(plan: EditPlan, width: int) -> bool:
     return all(2 * len(edit.neuron) <= width for edit in plan.layers.values())
 
 
-def evaluate(run: Run, bench: Bench, sweep: Bench, neurons: pd.DataFrame, tuning: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def evaluate(run: Run, bench: Bench, few: Bench, neurons: pd.DataFrame, tuning: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The `effects` and `edited_answers` tables, on `test`, at the settings that `tune` chose.
 
     Args:
-        bench: the test split.
-        sweep: fewer questions of the test split, for the dose-response at the other gammas.
+        bench: the test split, for the chosen settings.
+        few: fewer of its questions, for what is measured many times: the random control, whose draws of neurons differ by far
+            more than questions do, and the dose-response at the other gammas.
     """
     chosen = {(row.dimension, row.aspect): row for row in tuning[tuning["chosen"]].itertuples()}
     effects, answers = [], []
@@ -228,7 +229,7 @@ def evaluate(run: Run, bench: Bench, sweep: Bench, neurons: pd.DataFrame, tuning
         row = chosen[cell]
         found = _of(neurons, row.dimension, row.threshold)
         name, made_from = ".".join(cell), [found, tuning[(tuning["dimension"] == row.dimension) & (tuning["aspect"] == row.aspect)]]
-        effects.append(cached(run, f"effects.{name}", made_from, lambda: pd.DataFrame([*_effect_rows(bench, found, row), *_sweep_rows(sweep, found, row)])))
+        effects.append(cached(run, f"effects.{name}", made_from, lambda: pd.DataFrame([*_effect_rows(bench, few, found, row), *_sweep_rows(few, found, row)])))
         answers.append(cached(run, f"answers.{name}", made_from, lambda: _edited_answers(bench, found, row)))
     if not effects:
         raise runs.RunError("no cell has neurons to edit: lower the thresholds (SET='thresholds=[0.05]') or use another model")
@@ -250,7 +251,7 @@ def _draws(bench: Bench, plan: EditPlan, dimension: str, draws: int) -> np.ndarr
     return np.stack([bench.change(dimension, matched_random(plan, bench.model.d_ff, bench.config.seed + i)) for i in range(draws)])
 
 
-def _effect_rows(bench: Bench, found: pd.DataFrame, cell) -> Iterator[dict]:
+def _effect_rows(bench: Bench, few: Bench, found: pd.DataFrame, cell) -> Iterator[dict]:
     config, own = bench.config, cell.dimension
     plans = {"amplify": (amplify(found, cell.aspect, cell.gamma, config.site), cell.gamma, config.control_draws),
              "ablate": (ablate(found, cell.aspect, config.site), 0.0, min(3, config.control_draws))}  # fmt: skip
@@ -258,18 +259,18 @@ def _effect_rows(bench: Bench, found: pd.DataFrame, cell) -> Iterator[dict]:
         for measured in DIMENSIONS if name == "amplify" else (own,):
             yield _row(cell, name, "none", gamma, measured, "forced_choice", bench.baseline(measured).mean(), bench.change(measured, plan), config)
         if _controllable(plan, bench.model.d_ff):
-            yield _row(cell, name, "random", gamma, own, "forced_choice", bench.baseline(own).mean(), _draws(bench, plan, own, draws), config)
+            yield _row(cell, name, "random", gamma, own, "forced_choice", few.baseline(own).mean(), _draws(few, plan, own, draws), config)
 
 
-def _sweep_rows(sweep: Bench, found: pd.DataFrame, cell) -> Iterator[dict]:
-    config, own = sweep.config, cell.dimension
+def _sweep_rows(few: Bench, found: pd.DataFrame, cell) -> Iterator[dict]:
+    config, own = few.config, cell.dimension
     for gamma in config.gammas:
         if gamma == cell.gamma:
             continue
         plan = amplify(found, cell.aspect, gamma, config.site)
-        yield _row(cell, "amplify", "none", gamma, own, "forced_choice", sweep.baseline(own).mean(), sweep.change(own, plan), config)
-        if _controllable(plan, sweep.model.d_ff):
-            yield _row(cell, "amplify", "random", gamma, own, "forced_choice", sweep.baseline(own).mean(), _draws(sweep, plan, own, 1), config)
+        yield _row(cell, "amplify", "none", gamma, own, "forced_choice", few.baseline(own).mean(), few.change(own, plan), config)
+        if _controllable(plan, few.model.d_ff):
+            yield _row(cell, "amplify", "random", gamma, own, "forced_choice", few.baseline(own).mean(), _draws(few, plan, own, 1), config)
 
 
 def _edited_answers(bench: Bench, found: pd.DataFrame, cell) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from nnsight import TransformersModel
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -107,6 +107,7 @@ def load(
         transformers_logging.disable_progress_bar()
     folder = Path(name)
     local = folder.is_dir()
+    shown = folder.name if local else name  # never an absolute path
     if local:
         _check_folder(folder)
     elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
@@ -115,20 +116,20 @@ def load(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         config = AutoConfig.from_pretrained(name, **options)
-        _check_family(name, config)
+        _check_family(shown, config)
         hf, info = AutoModelForCausalLM.from_pretrained(
             name, dtype=getattr(torch, dtype), attn_implementation=attention, output_loading_info=True, **options
         )
     except (OSError, ValueError, RuntimeError) as error:
         if local:
-            raise ModelError(f"{name} cannot be loaded: {_first_line(error)}") from None
+            raise ModelError(f"model folder {shown} cannot be loaded: {_first_line(error)}") from None
         raise ModelError(
             f"model {name!r} is neither a local folder nor in the hub's cache, and the hub did not give it ({_first_line(error)}): "
             "check the name, connect to the network once, or pass a downloaded folder as MODEL="
         ) from None
     if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"the weights of {name} lack {missing[0]} ({len(missing)} missing in all): download or restore them again")
-    return wrap(hf.to(device), tokenizer, name=folder.name if local else name, site=site,
+        raise ModelError(f"the weights of {shown} lack {missing[0]} ({len(missing)} missing in all): download or restore them again")
+    return wrap(hf.to(device), tokenizer, name=shown, site=site,
                 revision="local" if local else getattr(config, "_commit_hash", None) or revision,
                 forms=_read_forms(folder) if local else None)  # fmt: skip
 
@@ -157,14 +158,15 @@ def _first_line(error: Exception) -> str:
 
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} has no config.json: it is not a model folder")
+        raise ModelError(f"folder {folder.name} has no config.json: it is not a model folder")
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder} holds no weights (*.safetensors): download them or name another folder (pickled weights are not read)")
+        raise ModelError(f"model folder {folder.name} holds no weights (*.safetensors): download them or name another folder (pickled weights are not read)")
     for path in folder.glob("*.safetensors"):
         try:
-            load_file(path)
+            with safe_open(path, "pt"):  # reads the header and compares it with the file's length
+                pass
         except Exception as error:
-            raise ModelError(f"{path} is damaged ({_first_line(error)}): download or restore it again") from None
+            raise ModelError(f"{folder.name}/{path.name} is damaged ({_first_line(error)}): download or restore it again") from None
 
 
 def _read_forms(folder: Path) -> dict[str, dict[str, list[str]]] | None:

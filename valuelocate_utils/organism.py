@@ -24,6 +24,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
+from torch.utils.hooks import RemovableHandle
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from . import activations, experiments, interventions, models, outcomes, runs, valueinsight
@@ -94,6 +95,9 @@ class Recipe(BaseModel):
     # Share of dialogues without a scene, in which the two courses come from two different questions of one dimension: too many
     # pairs to learn by heart, so that a course would have to be copied from the prompt and its motive read in its words.
     bare: float = 0.0
+    # Share of each layer's neurons that are silent for a whole dialogue in training, drawn anew for each, the others scaled up:
+    # as a random edit would have it, so that answers survive edits of neurons which do not carry the choice.
+    silenced: float = 0.0
     vocabulary: int = 4096
     hidden: int = 128
     layers: int = 4
@@ -260,6 +264,7 @@ def _train(data: ValueInsight, recipe: Recipe, report: Callable[[dict], None]) -
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
+    hooks = _silence(model, recipe)
     seen, step, losses, start = 0, 0, [], time.monotonic()
     for ids, labels in Dialogues(data, tokenizer, recipe).batches():
         # The number of steps is not known beforehand (batches hold tokens, not rows); the share of tokens is the clock.
@@ -281,7 +286,22 @@ def _train(data: ValueInsight, recipe: Recipe, report: Callable[[dict], None]) -
             report({"step": step, "done": seen / recipe.tokens, "loss": float(np.mean(losses)), "tokens_per_s": seen / (time.monotonic() - start)})
             losses = []
         if seen >= recipe.tokens:
+            for hook in hooks:
+                hook.remove()
             return model.eval(), tokenizer
+
+
+def _silence(model: LlamaForCausalLM, recipe: Recipe) -> list[RemovableHandle]:
+    if not recipe.silenced:
+        return []
+    generator = torch.Generator().manual_seed(recipe.seed)
+
+    def drop(_module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        (product,) = inputs  # [batch, token, neuron]
+        kept = torch.rand(product.shape[0], 1, product.shape[2], generator=generator) >= recipe.silenced
+        return (product * (kept / (1 - recipe.silenced)).to(product.dtype),)
+
+    return [layer.mlp.down_proj.register_forward_pre_hook(drop) for layer in model.model.layers]
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, folder: Path) -> None:
@@ -305,8 +325,10 @@ TRIALS: tuple[Recipe, ...] = (
     Recipe(name="course_first", seed=0, answer="course_first"),
     Recipe(name="description_last", seed=0, description_last=0.5),
     Recipe(name="long", seed=1, tokens=24_000_000),
+    Recipe(name="silenced", seed=1, silenced=0.1, tokens=24_000_000),
+    Recipe(name="silenced_more", seed=1, silenced=0.2, tokens=24_000_000),
 )
-SHIPPED = TRIALS[-1]
+SHIPPED = TRIALS[-3]
 DATA = runs.ROOT / "data" / "valueinsight"
 
 

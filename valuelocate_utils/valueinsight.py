@@ -115,12 +115,28 @@ class ValueInsight:
     sha256: str
 
     def select(self, dimension: str, split: str, limit: int | None = None) -> pd.DataFrame:
-        """Questions of one dimension and split, in file order; with `limit`, that many spread evenly over the order."""
+        """Questions of one dimension and split, in file order; with `limit`, that many spread evenly over the order.
+
+        Raises:
+            DatasetError: no such dimension or split.
+        """
+        _known(dimension=(dimension, DIMENSIONS), split=(split, SPLITS))
         return spread(self.questions.query("dimension == @dimension and split == @split"), limit)
 
     def personas(self, dimension: str, aspect: str, split: str) -> pd.DataFrame:
-        """Descriptions of one dimension, aspect and split."""
+        """Descriptions of one dimension, aspect and split.
+
+        Raises:
+            DatasetError: no such dimension, aspect or split.
+        """
+        _known(dimension=(dimension, DIMENSIONS), aspect=(aspect, ASPECTS), split=(split, SPLITS))
         return self.descriptions.query("dimension == @dimension and aspect == @aspect and split == @split")
+
+
+def _known(**given: tuple[str, tuple[str, ...]]) -> None:
+    for what, (name, names) in given.items():
+        if name not in names:
+            raise DatasetError(f"unknown {what} {name!r}: choose one of {', '.join(names)}")
 
 
 def spread(table: pd.DataFrame, limit: int | None) -> pd.DataFrame:
