@@ -26,10 +26,13 @@ SETTINGS := PRESET=$(PRESET) MODEL=$(MODEL) SET=$(SET)
 # Kept by make itself, so that a changed notebook or module re-runs its stage and those after it.
 DATA := $(wildcard data/valueinsight/*.jsonl)
 COMMON := $(U)/runs.py $(U)/schwartz.py $(U)/valueinsight.py $(U)/plotting.py $(U)/paper.mplstyle $(wildcard notebooks/params/$(PRESET).yaml) $(DATA)
+# Products that the run's manifest lists and that are gone, a damaged one deleted on advice for instance: their stage runs again.
+GONE := $(if $(wildcard $(DIR)/manifest.json),$(shell cd '$(DIR)' && grep -oE '"(answers|shards|figures)/[^"]+"|"[a-z_]+\.parquet"' manifest.json | tr -d '"' | sort -u | while read -r f; do [ -e "$$f" ] || echo "$$f"; done))
+again = $(if $(filter $(1),$(GONE)),FORCE)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup run same-settings test figures lab report check organism trials bench refresh clean
+.PHONY: help setup run same-settings test figures lab report check organism trials bench refresh clean FORCE
 
 help: ## Print this help
 	@echo "ValueLocate notebook suite"; echo
@@ -60,16 +63,16 @@ $(OUT)/01_dataset.ipynb: notebooks/01_dataset.ipynb $(COMMON) | same-settings $(
 	$(execute)
 	@echo "$(SETTINGS)" > $(DIR)/.settings
 
-$(OUT)/02_activations.ipynb: $(OUT)/01_dataset.ipynb notebooks/02_activations.ipynb $(U)/models.py $(U)/activations.py | $(ENV)
+$(OUT)/02_activations.ipynb: $(OUT)/01_dataset.ipynb notebooks/02_activations.ipynb $(call again,answers/% shards/%) $(U)/models.py $(U)/activations.py | $(ENV)
 	$(execute)
 
-$(OUT)/03_neurons.ipynb: $(OUT)/02_activations.ipynb notebooks/03_neurons.ipynb $(U)/localization.py $(U)/significance.py | $(ENV)
+$(OUT)/03_neurons.ipynb: $(OUT)/02_activations.ipynb notebooks/03_neurons.ipynb $(call again,scores.parquet neurons.parquet) $(U)/localization.py $(U)/significance.py | $(ENV)
 	$(execute)
 
-$(OUT)/04_interventions.ipynb: $(OUT)/03_neurons.ipynb notebooks/04_interventions.ipynb $(U)/interventions.py $(U)/outcomes.py $(U)/experiments.py | $(ENV)
+$(OUT)/04_interventions.ipynb: $(OUT)/03_neurons.ipynb notebooks/04_interventions.ipynb $(call again,tuning.parquet effects.parquet edited_answers.parquet) $(U)/interventions.py $(U)/outcomes.py $(U)/experiments.py | $(ENV)
 	$(execute)
 
-$(OUT)/05_figures.ipynb: $(OUT)/04_interventions.ipynb notebooks/05_figures.ipynb | $(ENV)
+$(OUT)/05_figures.ipynb: $(OUT)/04_interventions.ipynb notebooks/05_figures.ipynb $(call again,figures/%) | $(ENV)
 	$(execute)
 
 test: $(ENV) ## Unit tests, notebook policy, and every notebook at the smoke preset

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -129,3 +132,36 @@ def test_check_fails_where_the_main_result_does(rows: pd.DataFrame, line: str, t
         cli.check("r")
     table().to_csv(tmp_path / "r" / "figures" / "headline.csv")
     cli.check("r")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A finished run's files, all empty, under a copy of the Makefile: what make itself would do is then a matter of seconds."""
+    sources = [p.relative_to(runs.ROOT) for folder in ("notebooks", "notebooks/params", "valuelocate_utils") for p in (runs.ROOT / folder).iterdir() if p.is_file()]
+    products = ["answers/a.jsonl", "shards/a/0.safetensors", "neurons.parquet", "effects.parquet", "figures/headline.csv"]
+    executed = [f"runs/smoke/notebooks/{stage}.ipynb" for stage in runs.STAGES]
+    for path in map(tmp_path.joinpath, [*sources, *(f"runs/smoke/{p}" for p in products), ".venv/.ready", *executed]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "Makefile").write_bytes((runs.ROOT / "Makefile").read_bytes())
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "constraints.txt").touch()
+    os.utime(tmp_path / ".venv/.ready")
+    for path in executed:
+        os.utime(tmp_path / path)
+    stages = {"02_activations": {"outputs": dict.fromkeys(products[:2], "hash")}, "04_interventions": {"inputs": {products[2]: ""}, "outputs": {products[3]: ""}},
+              "05_figures": {"outputs": {products[4]: "hash"}}}  # fmt: skip
+    (tmp_path / "runs/smoke/manifest.json").write_text(json.dumps({"stages": stages}, indent=2))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("gone", "first"),
+    [(None, None), ("shards/a/0.safetensors", 1), ("answers/a.jsonl", 1), ("neurons.parquet", 2), ("effects.parquet", 3), ("figures/headline.csv", 4)],
+)
+def test_make_runs_the_stages_from_a_missing_product_on(project: Path, gone: str | None, first: int | None) -> None:
+    if gone:
+        (project / "runs/smoke" / gone).unlink()
+    told = subprocess.run(["make", "-n", "run", "PRESET=smoke"], cwd=project, capture_output=True, text=True, check=True).stdout
+    again = re.findall(r"execute notebooks/(\w+)\.ipynb", told)
+    assert again == ([] if first is None else list(runs.STAGES[first:]))
