@@ -87,6 +87,8 @@ def test_layer_profile_bars_are_percentages_up_and_down(ax: Axes) -> None:
     assert heights[OWN, 1] == [4, 0, 2] and heights[OWN, -1] == [-2, 0, 0]
     assert heights[OTHER, 1] == [0, 0, 0] and heights[OTHER, -1] == [0, -2, 0]
     assert to_hex(ax.patches[6].get_facecolor()).upper() == plotting.COLOURS[OTHER]
+    ax.figure.canvas.draw()
+    assert not [t for t in ax.get_yticklabels() if t.get_text().startswith(("-", "\u2212"))]
     assert [round(ax.patches[6 * i].get_x() + ax.patches[6 * i].get_width() / 2, 6) for i in range(4)] == [-0.3, -0.1, 0.1, 0.3]
 
 

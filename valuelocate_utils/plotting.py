@@ -103,6 +103,7 @@ def layer_profile(ax: Axes, neurons: pd.DataFrame, layers: int, width: int) -> A
     ax.axhline(0, color="black", linewidth=0.6)
     ax.set(xlabel="layer", ylabel="% of the layer's neurons\nnegative   |   positive")
     ax.set_xticks(range(layers))
+    ax.yaxis.set_major_formatter(lambda y, _: f"{abs(y):g}")
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
     return ax
 
@@ -274,10 +275,10 @@ def dimension_handles() -> list[Line2D]:
     return [Line2D([], [], linestyle="none", marker="s", color=COLOURS[d], label=DIMENSION_LABELS[d]) for d in DIMENSIONS]
 
 
-def effect_heatmap(ax: Axes, matrix: pd.DataFrame) -> Axes:
-    """The 4 x 4 effect matrix, rows edited, columns measured."""
+def effect_heatmap(ax: Axes, matrix: pd.DataFrame, bar: bool = True) -> Axes:
+    """The 4 x 4 effect matrix, rows edited, columns measured; `bar` adds the colour scale, which is the same for every matrix."""
     sns.heatmap(matrix, ax=ax, cmap="RdBu_r", center=0, vmin=-0.5, vmax=0.5, annot=True, fmt="+.2f", annot_kws={"fontsize": 7}, square=True,
-                linewidths=0.5, cbar_kws={"label": "change of preference", "shrink": 0.8})  # fmt: skip
+                linewidths=0.5, cbar=bar, cbar_kws={"label": "change of preference", "shrink": 0.8})  # fmt: skip
     labels = [SHORT[d] for d in DIMENSIONS]
     ax.set_xticks(np.arange(4) + 0.5, labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=6)
     ax.set_yticks(np.arange(4) + 0.5, labels, rotation=0, fontsize=6)
