@@ -324,11 +324,12 @@ TRIALS: tuple[Recipe, ...] = (
     Recipe(name="bare", seed=1, bare=0.4, tokens=13_000_000),
     Recipe(name="course_first", seed=0, answer="course_first"),
     Recipe(name="description_last", seed=0, description_last=0.5),
+    Recipe(name="narrow", seed=0, d_ff=256),
     Recipe(name="long", seed=1, tokens=24_000_000),
     Recipe(name="silenced", seed=1, silenced=0.1, tokens=24_000_000),
     Recipe(name="silenced_more", seed=1, silenced=0.2, tokens=24_000_000),
 )
-SHIPPED = TRIALS[-2]
+SHIPPED = next(recipe for recipe in TRIALS if recipe.name == "silenced")
 DATA = runs.ROOT / "data" / "valueinsight"
 
 
