@@ -184,12 +184,13 @@ def test_dose_response_draws_four_lines_with_their_intervals(ax: Axes) -> None:
 
 def test_effect_heatmap_shows_rows_edited_and_columns_measured(ax: Axes) -> None:
     matrix = pd.DataFrame(np.arange(16).reshape(4, 4) / 40, index=DIMENSIONS, columns=DIMENSIONS)
+    matrix.iloc[0, 0] = -0.001  # nothing is printed as -0.00
     assert plotting.effect_heatmap(ax, matrix) is ax
     (mesh,) = of_type(ax, QuadMesh)
     np.testing.assert_allclose(np.asarray(mesh.get_array()).reshape(4, 4), matrix)
     low, high = mesh.get_clim()
     assert low == -high  # zero is white
-    assert [ax.texts[i].get_text() for i in (0, 4, 10)] == ["+0.00", "+0.10", "+0.25"]
+    assert [ax.texts[i].get_text() for i in (0, 4, 10)] == ["0.00", "+0.10", "+0.25"]
     assert [t.get_text() for t in ax.get_yticklabels()] == [plotting.SHORT[d] for d in DIMENSIONS]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("measured", "edited")
 
@@ -242,12 +243,13 @@ def test_layer_profile_without_neurons_is_flat(ax: Axes) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- prices and the organism
-def test_effect_cost_draws_measured_settings_and_tells_their_fate_by_fill(ax: Axes) -> None:
+@pytest.mark.parametrize("price, label", [("perplexity_ratio", "perplexity"), ("degenerate", "degenerate")])
+def test_effect_cost_draws_measured_settings_and_tells_their_fate_by_fill(ax: Axes, price: str, label: str) -> None:
     tuning = pd.DataFrame({
-        "dimension": OWN, "aspect": [ASPECTS[0]] * 3 + [ASPECTS[1]], "effect": [0.4, 0.3, 0.2, 0.1], "perplexity_ratio": [2.0, 1.1, np.nan, 1.4],
+        "dimension": OWN, "aspect": [ASPECTS[0]] * 3 + [ASPECTS[1]], "effect": [0.4, 0.3, 0.2, 0.1], price: [2.0, 1.1, np.nan, 1.4],
         "usable": [False, True, False, False], "chosen": [False, True, False, True],
     })  # fmt: skip
-    assert plotting.effect_cost(ax, tuning, 1.5) is ax
+    assert plotting.effect_cost(ax, tuning, price, 1.5) is ax and label in ax.get_xlabel()
     lowered, raised = of_type(ax, PathCollection)
     np.testing.assert_allclose(raised.get_offsets(), [[2.0, 0.4], [1.1, 0.3]])
     np.testing.assert_allclose(lowered.get_offsets(), [[1.4, 0.1]])
@@ -255,6 +257,10 @@ def test_effect_cost_draws_measured_settings_and_tells_their_fate_by_fill(ax: Ax
     assert to_hex(lowered.get_facecolors()[0]) == to_hex("0.7")
     assert not np.array_equal(raised.get_paths()[0].vertices, lowered.get_paths()[0].vertices)
     assert [list(line.get_xdata()) for line in ax.lines] == [[1.5, 1.5], [0, 1]]
+
+
+def test_fate_handles_have_the_fills_of_effect_cost() -> None:
+    assert {h.get_label(): h.get_markerfacecolor() for h in plotting.fate_handles()} == {"chosen": "black", "refused": "white", "over the budget, taken": "0.7"}
 
 
 def test_dimension_handles_name_every_colour() -> None:

@@ -84,7 +84,8 @@ def coverage(ax: Axes, questions: pd.DataFrame) -> Axes:
 def score_distribution(ax: Axes, scores: pd.DataFrame, threshold: float) -> Axes:
     """Histogram of |delta| by dimension, on a log count axis, with a threshold."""
     bins = np.linspace(0, max(0.05, scores["score"].abs().max()) * 1.02, 40)
-    for dimension, table in scores.groupby("dimension"):
+    for dimension in (d for d in DIMENSIONS if (scores["dimension"] == d).any()):
+        table = scores[scores["dimension"] == dimension]
         ax.hist(table["score"].abs(), bins=bins, histtype="step", color=COLOURS[dimension], label=DIMENSION_LABELS[dimension], linewidth=1.2)
     ax.axvline(threshold, color="black", linewidth=0.8, linestyle=":")
     ax.set(yscale="log", xlabel=r"$|\delta| = |P_+(a>0) - P_-(a>0)|$", ylabel="neurons")
@@ -256,18 +257,29 @@ def dose_response(ax: Axes, effects: pd.DataFrame, dimension: str) -> Axes:
     return ax
 
 
-def effect_cost(ax: Axes, tuning: pd.DataFrame, budget: float) -> Axes:
-    """Effect in the intended direction on `tune` against its price, one marker a setting whose cost was measured: filled if chosen
-    inside the budget, grey if chosen for want of one inside, hollow if refused. The dotted line is the budget's perplexity ratio."""
-    rows = tuning[np.isfinite(tuning["perplexity_ratio"])]
+def effect_cost(ax: Axes, tuning: pd.DataFrame, price: str, budget: float) -> Axes:
+    """Effect in the intended direction on `tune` against a price, one marker a setting whose cost was measured: filled if chosen
+    inside the budget, grey if chosen for want of one inside, hollow if refused. The dotted line is the budget.
+
+    Args:
+        price: the column, `perplexity_ratio` or `degenerate`.
+    """
+    rows = tuning[np.isfinite(tuning[price])]
     for (dimension, aspect), part in rows.groupby(["dimension", "aspect"]):
         face = np.select([part["usable"], part["chosen"]], [COLOURS[dimension], "0.7"], "white")
-        ax.scatter(part["perplexity_ratio"], part["effect"], s=22, marker="^" if aspect == ASPECTS[0] else "v", facecolors=list(face), edgecolors=COLOURS[dimension], zorder=3)
+        ax.scatter(part[price], part["effect"], s=22, marker="^" if aspect == ASPECTS[0] else "v", facecolors=list(face), edgecolors=COLOURS[dimension], zorder=3)
     ax.axvline(budget, color="black", linewidth=0.8, linestyle=":")
     ax.axhline(0, color="black", linewidth=0.6)
-    ax.set(xlabel="perplexity of edited over unedited answers", ylabel="effect on tune, as intended")
+    labels = {"perplexity_ratio": "perplexity of edited over unedited answers", "degenerate": "share of degenerate answers"}
+    ax.set(xlabel=labels[price])
     ax.grid(axis="y")
     return ax
+
+
+def fate_handles() -> list[Line2D]:
+    """Legend entries of the fills of `effect_cost`."""
+    fills = {"chosen": "black", "refused": "white", "over the budget, taken": "0.7"}
+    return [Line2D([], [], linestyle="none", marker="o", markeredgecolor="black", markerfacecolor=fill, label=label) for label, fill in fills.items()]
 
 
 def dimension_handles() -> list[Line2D]:
@@ -277,7 +289,8 @@ def dimension_handles() -> list[Line2D]:
 
 def effect_heatmap(ax: Axes, matrix: pd.DataFrame, bar: bool = True) -> Axes:
     """The 4 x 4 effect matrix, rows edited, columns measured; `bar` adds the colour scale, which is the same for every matrix."""
-    sns.heatmap(matrix, ax=ax, cmap="RdBu_r", center=0, vmin=-0.5, vmax=0.5, annot=True, fmt="+.2f", annot_kws={"fontsize": 7}, square=True,
+    text = matrix.map(lambda x: f"{x:+.2f}" if abs(x) >= 0.005 else "0.00")
+    sns.heatmap(matrix, ax=ax, cmap="RdBu_r", center=0, vmin=-0.5, vmax=0.5, annot=text, fmt="", annot_kws={"fontsize": 7}, square=True,
                 linewidths=0.5, cbar=bar, cbar_kws={"label": "change of preference", "shrink": 0.8})  # fmt: skip
     labels = [SHORT[d] for d in DIMENSIONS]
     ax.set_xticks(np.arange(4) + 0.5, labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=6)
