@@ -357,11 +357,12 @@ def search(out: Path) -> None:
 def trial(recipe: Recipe) -> dict[str, float | str]:
     """One row of trials.csv: train (unless the folder is there), then measure on `tune` alone.
 
-    Columns: recipe, seed, tokens (seen in training, millions); followed, followed_opposite (shares of questions answered on the described side under descriptions
-    of the same and of the opposite dimension); preference (mean without description); one_course (share of unedited greedy
-    answers stating exactly one course); unseen_questions, unseen_descriptions (shares followed on items that training never
-    saw); cells (tuned edits inside the budget, of 8), effect, smallest (mean and smallest cell), random (mean of one matched
-    control a cell); fit, fit_centred (correlation of the effect matrix with the circle).
+    Columns: recipe, seed, tokens (seen in training, millions); followed, followed_opposite (shares of questions answered on the
+    described side under descriptions of the same and of the opposite dimension); preference (mean without description);
+    one_course (share of unedited greedy answers stating exactly one course); unseen_questions, unseen_descriptions (shares
+    followed on items that training never saw); cells (tuned edits inside the budget, of 8); effect, smallest (mean and smallest
+    cell); random, random_spread (mean and standard deviation over five draws of the matched control, averaged over cells); fit,
+    fit_centred (correlation of the effect matrix with the circle).
     """
     torch.set_num_threads(1)
     folder = runs.runs_folder() / "trials" / f"{recipe.name}-{recipe.seed}"
@@ -398,12 +399,14 @@ def _same(table: pd.DataFrame) -> float:
 def _edited(run: runs.Run, bench: experiments.Bench) -> dict[str, float]:
     neurons = experiments.locate(run)[1]
     tuning = experiments.tune(run, bench, neurons)
-    matrix, own, control = pd.DataFrame(0.0, DIMENSIONS, DIMENSIONS), [], []
+    matrix, own, controls = pd.DataFrame(0.0, DIMENSIONS, DIMENSIONS), [], []
     for row in tuning[tuning["chosen"]].itertuples():
         sign, plan = experiments.sign_of(row.aspect), experiments.plan_of(neurons, row, run.config.site)
         for measured in DIMENSIONS:
             matrix.loc[row.dimension, measured] += sign * bench.change(measured, plan).mean() / 2
         own.append(row.effect)
-        control.append(sign * bench.change(row.dimension, interventions.matched_random(plan, bench.model.d_ff, run.config.seed)).mean())
-    return {"cells": int((tuning["usable"] & tuning["chosen"]).sum()), "effect": np.mean(own), "smallest": np.min(own), "random": np.mean(control),
+        draws = (interventions.matched_random(plan, bench.model.d_ff, run.config.seed + i) for i in range(5))
+        controls.append([sign * bench.change(row.dimension, drawn).mean() for drawn in draws])
+    return {"cells": int((tuning["usable"] & tuning["chosen"]).sum()), "effect": np.mean(own), "smallest": np.min(own), "random": np.mean(controls),
+            "random_spread": np.std(controls, axis=1, ddof=1).mean(),
             "fit": outcomes.circle_fit(matrix), "fit_centred": outcomes.circle_fit(matrix, centred=True)}  # fmt: skip
