@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 
+import pandas as pd
 import pytest
 import torch
 
@@ -105,6 +106,40 @@ def test_training_twice_gives_the_same_weights(tmp_path) -> None:
     assert states[0] == states[1]
     untrained = organism.build(recipe, tokenizer).state_dict()
     assert not torch.equal(untrained["model.layers.0.mlp.up_proj.weight"], model.state_dict()["model.layers.0.mlp.up_proj.weight"])
+
+
+def test_silent_neurons_are_silent_for_a_whole_dialogue_and_the_rest_makes_up_for_them(tokenizer) -> None:
+    recipe = organism.Recipe(hidden=16, layers=2, heads=2, d_ff=400, silenced=0.25)
+    model = organism.build(recipe, tokenizer)
+    given = []
+    for hooks in (lambda: [], lambda: organism._silence(model, recipe)):
+        added = hooks()  # before the watching one, which so sees what the down projection is given
+        added.append(model.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda _module, inputs: given.append(inputs[0].detach())))
+        with torch.no_grad():
+            model(torch.arange(1, 61).view(3, 20))  # 0 is padding, whose embedding is zero
+        for hook in added:
+            hook.remove()
+    plain, dropped = given
+    kept = dropped != 0
+    assert (kept == kept[:, :1]).all() and not torch.equal(kept[0, 0], kept[1, 0])  # by dialogue, not by token
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.04)
+    torch.testing.assert_close(dropped[kept], plain[kept] / 0.75)
+
+
+def test_training_with_silent_neurons_leaves_none_silent_afterwards() -> None:
+    recipe = organism.Recipe(vocabulary=600, hidden=16, layers=2, heads=2, d_ff=32, tokens=4096, batch_tokens=1024, warm_up=2, silenced=0.5)
+    model, _ = organism.train(DATA, recipe)
+    ids = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, model(ids).logits)
+    assert not any(layer.mlp.down_proj._forward_pre_hooks for layer in model.model.layers)
+
+
+def test_the_table_of_trials_has_a_row_for_every_recipe_tried() -> None:
+    table = pd.read_csv(runs.ROOT / "data" / "organism" / "trials.csv")
+    assert list(zip(table["recipe"], table["seed"], table["tokens"])) == [(r.name, r.seed, r.tokens / 1e6) for r in organism.TRIALS]
+    assert table.notna().all(axis=None) and table["cells"].between(0, 8).all() and (table["smallest"] <= table["effect"]).all()
+    assert organism.SHIPPED in organism.TRIALS
 
 
 def test_the_shipped_folder_belongs_to_the_shipped_recipe() -> None:

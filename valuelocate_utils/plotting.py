@@ -270,7 +270,7 @@ def effect_cost(ax: Axes, tuning: pd.DataFrame, price: str, budget: float) -> Ax
         ax.scatter(part[price], part["effect"], s=22, marker="^" if aspect == ASPECTS[0] else "v", facecolors=list(face), edgecolors=COLOURS[dimension], zorder=3)
     ax.axvline(budget, color="black", linewidth=0.8, linestyle=":")
     ax.axhline(0, color="black", linewidth=0.6)
-    labels = {"perplexity_ratio": "perplexity of edited over unedited answers", "degenerate": "share of degenerate answers"}
+    labels = {"perplexity_ratio": "perplexity, edited over unedited", "degenerate": "share of degenerate answers"}
     ax.set(xlabel=labels[price])
     ax.grid(axis="y")
     return ax
