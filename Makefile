@@ -35,7 +35,7 @@ export TOKENIZERS_PARALLELISM := false
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 
-.PHONY: help setup run same-settings test figures lab report check organism trials bench refresh clean FORCE
+.PHONY: help setup run same-settings test figures lab report check organism trials grow bench refresh clean FORCE
 
 help: ## Print this help
 	@echo "ValueLocate notebook suite"; echo
@@ -101,6 +101,9 @@ organism: $(ENV) ## Train the embedded model again, by its recipe, into data/org
 
 trials: $(ENV) ## Repeat the search over recipes that chose the embedded model (hours)
 	$(PY) -m $(U) organism --trials
+
+grow: $(ENV) ## Ask an OpenAI-compatible endpoint for more of a cell: VALUE=tradition CELL=work N=10 LLM=<model>
+	@$(PY) -m $(U) grow --value '$(VALUE)' --cell '$(CELL)' --n '$(or $(N),10)' --llm '$(LLM)' --into '$(INTO)' --timeout '$(or $(TIMEOUT),60)'
 
 bench: $(ENV) ## Speed and memory, as ratios measured side by side
 	$(PY) benchmarks/collection.py

@@ -1,4 +1,4 @@
-"""What the Makefile calls: execute a notebook into a run, refresh the committed notebooks, report, check, train ValueLM."""
+"""What the Makefile calls: execute a notebook into a run, refresh the committed notebooks, report, check, train ValueLM, grow the dataset."""
 
 from __future__ import annotations
 
@@ -156,6 +156,21 @@ def check(run_name: str) -> None:
         raise runs.RunError(f"main result: the mean effect is {table['effect'].mean():.3f}, below {experiments.LEAST_MEAN_EFFECT}")
 
 
+def grow(value: str, place: str, n: int, into: str, model: str, timeout: float) -> None:
+    """Grow a copy of the dataset until a cell has `n` new items; GrowthError if the endpoint gave fewer."""
+    from . import growth
+
+    if not model:
+        raise growth.GrowthError("no model named: say which one the endpoint should use with LLM=")
+    cell, folder = growth.Cell(value, place), Path(into) if into else runs.runs_folder() / "grown"
+    counts = growth.grow(cell, n, folder, model, growth.client(timeout), runs.ROOT / "data" / "valueinsight")
+    held = growth.Grown(folder, cell)
+    told = f"{held.mine} of {n} {cell.kind} in {held.path.name}: {counts['accepted']} new from {counts['requests']} requests, lost: {growth.lost(counts)}"
+    if held.mine < n:
+        raise growth.GrowthError(f"{told}; {growth.AGAIN}, or name a better model with LLM=")
+    print(f"{told}\nmake run RUN=grown SET='data={into or 'runs/grown'}' uses them")
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m valuelocate_utils", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -169,6 +184,13 @@ def _arguments() -> argparse.Namespace:
     commands.add_parser("refresh", help="re-run and clean the committed notebooks")
     for name, text in (("report", "one HTML page of a run"), ("check", "print and check the main result of a run")):
         commands.add_parser(name, help=text).add_argument("--run", required=True)
+    more = commands.add_parser("grow", help="ask an endpoint for more items of a cell")
+    more.add_argument("--value", required=True)
+    more.add_argument("--cell", required=True, help="a topic (questions) or an aspect (descriptions)")
+    more.add_argument("--n", type=int, default=10)
+    more.add_argument("--into", default="", help="the folder that grows; default, grown beside the runs")
+    more.add_argument("--llm", default="", help="a model that the endpoint serves")
+    more.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for an answer")
     train = commands.add_parser("organism", help="train ValueLM")
     train.add_argument("--trials", action="store_true", help="repeat the whole search that chose the recipe")
     train.add_argument("--out", type=Path, default=runs.ROOT / "data" / "organism")
@@ -192,6 +214,8 @@ def main() -> None:
             report(arguments.run)
         elif arguments.command == "check":
             check(arguments.run)
+        elif arguments.command == "grow":
+            grow(arguments.value, arguments.cell, arguments.n, arguments.into, arguments.llm, arguments.timeout)
         else:
             from . import organism
 
@@ -199,6 +223,8 @@ def main() -> None:
     except (runs.RunError, RuntimeError, ValueError) as error:
         line = re.sub(r"\s+", " ", str(error)).strip()
         sys.exit(f"error: {line}")
+    except KeyboardInterrupt:
+        sys.exit("stopped: what was finished is kept, and the same command goes on from there")
 
 
 if __name__ == "__main__":

@@ -43,33 +43,34 @@ ANGLES: dict[str, float] = {
 
 
 class Value(NamedTuple):
-    """One of the 19 refined values: its key, a reader's label, and its higher-order dimension (None: a border value)."""
+    """One of the 19 refined values: its key, a reader's label, its higher-order dimension (None: a border value), its goal."""
 
     key: str
     label: str
     dimension: str | None
+    goal: str
 
 
 REFINED_VALUES: tuple[Value, ...] = (
-    Value("self_direction_thought", "Self-Direction: Thought", "openness_to_change"),
-    Value("self_direction_action", "Self-Direction: Action", "openness_to_change"),
-    Value("stimulation", "Stimulation", "openness_to_change"),
-    Value("hedonism", "Hedonism", "openness_to_change"),
-    Value("achievement", "Achievement", "self_enhancement"),
-    Value("power_dominance", "Power: Dominance", "self_enhancement"),
-    Value("power_resources", "Power: Resources", "self_enhancement"),
-    Value("face", "Face", None),
-    Value("security_personal", "Security: Personal", "conservation"),
-    Value("security_societal", "Security: Societal", "conservation"),
-    Value("tradition", "Tradition", "conservation"),
-    Value("conformity_rules", "Conformity: Rules", "conservation"),
-    Value("conformity_interpersonal", "Conformity: Interpersonal", "conservation"),
-    Value("humility", "Humility", None),
-    Value("benevolence_dependability", "Benevolence: Dependability", "self_transcendence"),
-    Value("benevolence_caring", "Benevolence: Caring", "self_transcendence"),
-    Value("universalism_concern", "Universalism: Concern", "self_transcendence"),
-    Value("universalism_nature", "Universalism: Nature", "self_transcendence"),
-    Value("universalism_tolerance", "Universalism: Tolerance", "self_transcendence"),
+    Value("self_direction_thought", "Self-Direction: Thought", "openness_to_change", "freedom to form one's own ideas and abilities"),
+    Value("self_direction_action", "Self-Direction: Action", "openness_to_change", "freedom to decide one's own acts"),
+    Value("stimulation", "Stimulation", "openness_to_change", "excitement, novelty and challenge"),
+    Value("hedonism", "Hedonism", "openness_to_change", "pleasure and the joys of the senses"),
+    Value("achievement", "Achievement", "self_enhancement", "success by the standards of one's society"),
+    Value("power_dominance", "Power: Dominance", "self_enhancement", "influence through command over people"),
+    Value("power_resources", "Power: Resources", "self_enhancement", "influence through money and other means"),
+    Value("face", "Face", None, "a good name, and no humiliation"),
+    Value("security_personal", "Security: Personal", "conservation", "safety in one's own surroundings"),
+    Value("security_societal", "Security: Societal", "conservation", "a stable and safe society"),
+    Value("tradition", "Tradition", "conservation", "keeping what family, culture or faith has handed down"),
+    Value("conformity_rules", "Conformity: Rules", "conservation", "obedience to rules, laws and formal duties"),
+    Value("conformity_interpersonal", "Conformity: Interpersonal", "conservation", "giving others no cause for upset or harm"),
+    Value("humility", "Humility", None, "knowing how small one is in the whole"),
+    Value("benevolence_dependability", "Benevolence: Dependability", "self_transcendence", "being one on whom one's own people can rely"),
+    Value("benevolence_caring", "Benevolence: Caring", "self_transcendence", "the welfare of one's own people"),
+    Value("universalism_concern", "Universalism: Concern", "self_transcendence", "equal chances, justice and protection for all"),
+    Value("universalism_nature", "Universalism: Nature", "self_transcendence", "the care of nature"),
+    Value("universalism_tolerance", "Universalism: Tolerance", "self_transcendence", "understanding of those who are different"),
 )
 
 VALUES_OF: dict[str, tuple[str, ...]] = {
