@@ -7,6 +7,7 @@ import logging
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -81,7 +82,7 @@ def test_embeddings_have_unit_length_and_see_through_other_words() -> None:
     texts = ["The doctor treats a sick child at night.", "A physician cares for an ill kid this evening.", "The committee repainted the harbour wall."]
     embedded = quality.embed(texts)
     assert embedded.shape == (3, 256) and np.allclose(np.linalg.norm(embedded, axis=1), 1, atol=1e-5)
-    assert embedded[0] @ embedded[1] > 0.5 > 0.3 > embedded[0] @ embedded[2]
+    assert embedded[0] @ embedded[1] > 0.5 and 0.3 > embedded[0] @ embedded[2]
 
 
 def test_embedding_nothing_gives_no_rows() -> None:
@@ -139,19 +140,23 @@ def longer(k: int, side: str, rng: random.Random) -> str:
     return plain(k, side, rng) + (" row sow mow" if side == "expresses" else "")
 
 
+def accuracy(data: ValueInsight, by: str) -> pd.DataFrame:
+    return quality.told_apart(quality.leans(data, by), data.questions)
+
+
 def test_a_telling_word_is_found_and_its_length_is_not() -> None:
     data = made(telling)
-    assert quality.told_apart(data, "words")["accuracy"].min() == 1.0
-    assert quality.told_apart(data, "shape").loc["all", "low"] > 0.9  # keep and leave differ by a letter
+    assert accuracy(data, "words")["accuracy"].min() == 1.0
+    assert accuracy(data, "shape").loc["all", "low"] > 0.9  # keep and leave differ by a letter
 
 
 def test_a_telling_length_is_found() -> None:
-    assert quality.told_apart(made(longer), "shape").loc["all", "accuracy"] > 0.9
+    assert accuracy(made(longer), "shape").loc["all", "accuracy"] > 0.9
 
 
 @pytest.mark.parametrize("by", ["words", "shape"])
 def test_courses_alike_are_told_apart_by_chance_alone(by: str) -> None:
-    found = quality.told_apart(made(plain), by)
+    found = accuracy(made(plain), by)
     assert list(found.index) == [*DIMENSIONS, "all"] and found["n"].tolist() == [80] * 4 + [320]
     assert found.loc["all", "low"] < 0.5 < found.loc["all", "high"]
 
@@ -159,20 +164,26 @@ def test_courses_alike_are_told_apart_by_chance_alone(by: str) -> None:
 def test_a_telling_position_is_found() -> None:
     data = made(plain)
     data.questions["first"] = "rejects"
-    assert quality.told_apart(data, "shape").loc["all", "accuracy"] == 1.0
+    assert accuracy(data, "shape").loc["all", "accuracy"] == 1.0
 
 
 def test_the_test_split_teaches_nothing() -> None:
     data = made(telling)
     of_test = data.questions["split"] == "test"
     data.questions.loc[of_test, ["expresses", "rejects"]] = data.questions.loc[of_test, ["rejects", "expresses"]].to_numpy()
-    assert quality.told_apart(data, "words").loc["all", "accuracy"] == 0.0
+    assert accuracy(data, "words").loc["all", "accuracy"] == 0.0
 
 
 def test_the_interval_of_a_share_is_wilsons() -> None:
-    found = quality.told_apart(made(telling), "words").loc["all"]
+    found = accuracy(made(telling), "words").loc["all"]
     z, n = 1.959964, 320
     assert found["low"] == pytest.approx(n / (n + z**2), abs=1e-6) and found["high"] == pytest.approx(1.0)
+
+
+def test_an_undecided_lean_counts_half() -> None:
+    labels = pd.DataFrame({"dimension": list(DIMENSIONS)}, index=list("abcd"))
+    found = quality.told_apart(pd.Series({"d": 0.0, "a": 2.0, "b": -1.0, "c": 0.5}), labels)
+    assert found["accuracy"].to_dict() == dict(zip(DIMENSIONS, (1, 0, 1, 0.5))) | {"all": 0.625}
 
 
 def test_shape_counts_words_and_letters() -> None:
@@ -181,7 +192,7 @@ def test_shape_counts_words_and_letters() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ blind readings
-def readings(*rows: tuple[str, str, str, str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def told(*rows: tuple[str, str, str, str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows of (label, shown_a, a, b, chief)."""
     labels = pd.DataFrame({"dimension": [r[0] for r in rows], "value": [VALUES_OF[r[0]][0] for r in rows]})
     return pd.DataFrame([r[1:] for r in rows], columns=["shown_a", "a", "b", "chief"]), labels
@@ -191,25 +202,46 @@ C, O, S = "conservation", "openness_to_change", "self_enhancement"
 
 
 def test_agreement_on_five_readings_counted_by_hand() -> None:
-    told, labels = readings(
+    read, labels = told(
         (C, "expresses", C, O, "a"),  # as labelled in every respect
         (C, "rejects", O, C, "a"),  # the courses as labelled, the scene held to be about the other end
         (C, "expresses", O, C, "b"),  # the courses the wrong way round
         (C, "expresses", S, O, "b"),  # another axis
         (O, "rejects", C, O, "b"),
     )
-    found = quality.agreement(told, labels)
+    found = quality.agreement(read, labels)
     assert found.loc[C].to_dict() == {"n": 4, "dimension": 0.5, "course": pytest.approx(2 / 3), "axis": 0.75, "chief": 0.5}
     assert found.loc[O].to_dict() == {"n": 1, "dimension": 1, "course": 1, "axis": 1, "chief": 1}
     assert found.loc["all"].to_dict() == {"n": 5, "dimension": 0.6, "course": 0.75, "axis": 0.8, "chief": 0.6}
 
 
 def test_one_dimension_for_both_courses_says_nothing_of_the_course() -> None:
-    found = quality.agreement(*readings((C, "expresses", C, C, "a"))).loc["all"]
+    found = quality.agreement(*told((C, "expresses", C, C, "a"))).loc["all"]
     assert found["dimension"] == 1 and np.isnan(found["course"])
 
 
 def test_served_follows_what_was_shown_as_a() -> None:
-    told, _ = readings((C, "expresses", C, O, "a"), (C, "rejects", C, O, "a"))
-    assert quality.served(told).to_dict("list") == {"expresses": [C, O], "rejects": [O, C]}
+    read, _ = told((C, "expresses", C, O, "a"), (C, "rejects", C, O, "a"))
+    assert quality.served(read).to_dict("list") == {"expresses": [C, O], "rejects": [O, C]}
     assert OPPOSITE[C] == O
+
+
+def test_readings_are_those_of_the_questions_at_hand(tmp_path: Path) -> None:
+    path = tmp_path / "readings.csv"
+    path.write_text(f"question_id,reader,shown_a,a,b,chief\nx,1,expresses,{C},{O},a\ny,1,rejects,{O},{C},b\n", encoding="utf-8")
+    found = quality.readings(path, pd.DataFrame(index=["y", "z"]))
+    assert found.drop(columns="reader").to_dict("index") == {"y": {"shown_a": "rejects", "a": O, "b": C, "chief": "b"}}
+
+
+@pytest.mark.parametrize(("text", "line"), [
+    (f"question_id,shown_a,a,b,chief\nx,left,{C},{O},a\n", "column 'shown_a' must hold expresses, rejects alone"),
+    (f"question_id,shown_a,a,b,chief\nx,rejects,{C},power,a\n", "column 'b' must hold openness"),
+    (f"question_id,shown_a,a,b\nx,rejects,{C},{O}\n", "column 'chief'"),
+    ("name\nx\n", "cannot be read"),
+    (None, "cannot be read"),
+])  # fmt: skip
+def test_a_damaged_file_of_readings_is_named(tmp_path: Path, text: str | None, line: str) -> None:
+    if text:
+        (tmp_path / "readings.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(valueinsight.DatasetError, match=f"^readings.csv.*{line}"):
+        quality.readings(tmp_path / "readings.csv", pd.DataFrame(index=["x"]))

@@ -6,6 +6,7 @@ Colours are Okabe and Ito's, told apart under the common forms of colour blindne
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -74,10 +75,31 @@ def coverage(ax: Axes, questions: pd.DataFrame) -> Axes:
     table = questions.groupby(["value", "topic"]).size().unstack(fill_value=0).reindex(order)
     most = int(table.to_numpy().max())
     palette = ["white", *sns.color_palette("Blues", most)]
-    sns.heatmap(table, ax=ax, cmap=palette, vmin=-0.5, vmax=most + 0.5, linewidths=0.3, cbar_kws={"label": "questions", "ticks": range(most + 1)})
+    ticks = range(0, most + 1, -(-most // 6))
+    sns.heatmap(table, ax=ax, cmap=palette, vmin=-0.5, vmax=most + 0.5, linewidths=0.3, cbar_kws={"label": "questions", "ticks": ticks})
     ax.set_yticks(np.arange(len(table)) + 0.5, [VALUE_LABELS[v] for v in table.index], rotation=0)
     ax.set_xticks(np.arange(table.shape[1]) + 0.5, [t.replace("_", " ") for t in table.columns], rotation=90)
     ax.set(xlabel="", ylabel="")
+    return ax
+
+
+def histograms(ax: Axes, values: pd.Series, dimensions: pd.Series, label: str, step: float) -> Axes:
+    """One outline a dimension of a number that each text has, as shares of the dimension's texts, in bins `step` wide."""
+    bins = np.arange(np.floor(values.min() / step), np.ceil(values.max() / step) + 1.5) * step - step / 2
+    for dimension in DIMENSIONS:
+        own = values[dimensions == dimension]
+        ax.hist(own, bins=bins, weights=np.full(len(own), 1 / len(own)), histtype="step", color=COLOURS[dimension], linewidth=1.2)
+    ax.set(xlabel=label, ylabel="share of questions")
+    return ax
+
+
+def text_map(ax: Axes, points: np.ndarray, labels: pd.Series, colours: dict[str, Any], title: str) -> Axes:
+    """Texts as dots, [text, 2], coloured by label; positions have no unit, so the axes carry no ticks. Labels without a colour are
+    drawn first, in grey."""
+    named = labels.isin(list(colours)).to_numpy()
+    ax.scatter(*points[~named].T, s=2, color="0.85", linewidths=0)
+    ax.scatter(*points[named].T, s=3, c=[colours[label] for label in labels[named]], linewidths=0)
+    ax.set(xticks=[], yticks=[], title=title)
     return ax
 
 

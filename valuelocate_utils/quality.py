@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array, diags_array
+from scipy.stats import binomtest
 
 from .schwartz import DIMENSIONS, OPPOSITE
-from .valueinsight import SIDES, Description, Question, ValueInsight
+from .valueinsight import SIDES, DatasetError, Description, Question, ValueInsight
 
 if TYPE_CHECKING:
     from wordllama.inference import WordLlamaInference
@@ -141,50 +143,67 @@ def shape(questions: pd.DataFrame) -> pd.DataFrame:
     ).astype(float)
 
 
-def told_apart(data: ValueInsight, by: str) -> pd.DataFrame:
-    """How often a logistic regression trained on `locate` finds the expressing course of a `test` question.
-
-    The features of a question are those of one course minus those of the other, the two in random order, so that one half is
-    chance whatever the data are like.
+def leans(data: ValueInsight, by: str) -> pd.Series:
+    """How far a logistic regression trained on `locate` leans to the expressing course of each `test` question, in log-odds: above
+    0 it is right. It sees the features of one course minus those of the other, in either order, so chance is one half.
 
     Args:
-        by: `words`, the courses' words and word pairs (one classifier a dimension, since a word means different things in each);
-            `shape`, length and position alone, see `shape`.
-
-    Returns:
-        One row a dimension and one for `all`: `n`, `accuracy`, and the 95% interval `low`, `high` (Wilson).
+        by: `words`, the courses' words and word pairs; `shape`, length and position alone, see `shape`. One classifier a
+            dimension, since a word means different things in each.
     """
     from sklearn.linear_model import LogisticRegression
 
-    calls = {}
+    found = []
     for dimension in DIMENSIONS:
         parts = [data.select(dimension, split) for split in ("locate", "test")]
-        known, asked = _features(*parts) if by == "words" else tuple(shape(part).to_numpy() for part in parts)
-        signs = np.where(np.arange(known.shape[0]) % 2, 1, -1)  # the classifier has no intercept and meets both orders
-        model = LogisticRegression(fit_intercept=False, max_iter=2000).fit(known.multiply(signs[:, None]).tocsr() if by == "words" else known * signs[:, None], signs)
-        lean = model.decision_function(asked)
-        calls[dimension] = np.where(lean == 0, 0.5, lean > 0)
-    calls["all"] = np.concatenate(list(calls.values()))
-    return pd.DataFrame([{"dimension": d, "n": len(c), "accuracy": c.mean(), **_interval(c)} for d, c in calls.items()]).set_index("dimension")
+        known, asked = _words(*parts) if by == "words" else map(csr_array, (shape(part).to_numpy() for part in parts))
+        order = np.where(np.arange(known.shape[0]) % 2, 1.0, -1.0)
+        model = LogisticRegression(fit_intercept=False, max_iter=2000).fit(diags_array(order) @ known, order)
+        found.append(pd.Series(model.decision_function(asked), index=parts[1].index))
+    return pd.concat(found)
 
 
-def _features(known: pd.DataFrame, asked: pd.DataFrame):
-    """Expressing minus rejecting counts of words and word pairs, [question, feature] sparse, of both tables."""
+def told_apart(lean: pd.Series, questions: pd.DataFrame) -> pd.DataFrame:
+    """How often `leans` are right: one row a dimension and one for `all`; `n`, `accuracy` (a lean of 0 counts half), and the 95%
+    interval `low`, `high` (Wilson)."""
+    calls = (lean > 0) + 0.5 * (lean == 0)
+    groups = {d: calls[questions.loc[calls.index, "dimension"] == d] for d in DIMENSIONS} | {"all": calls}
+    return pd.DataFrame({d: {"n": len(c), "accuracy": c.mean(), **_interval(c)} for d, c in groups.items()}).T.astype({"n": int})
+
+
+def _words(known: pd.DataFrame, asked: pd.DataFrame) -> tuple[csr_array, csr_array]:
+    """Expressing minus rejecting words and word pairs, [question, feature], of both tables; the vocabulary is that of the first."""
     from sklearn.feature_extraction.text import CountVectorizer
 
     counter = CountVectorizer(tokenizer=words, token_pattern=None, lowercase=False, ngram_range=(1, 2), binary=True)
     counter.fit(pd.concat([known[side] for side in SIDES]))
-    return tuple((counter.transform(part["expresses"]).astype(float) - counter.transform(part["rejects"])).tocsr() for part in (known, asked))
+    first, second = (csr_array(counter.transform(part["expresses"]).astype(float) - counter.transform(part["rejects"])) for part in (known, asked))
+    return first, second
 
 
-def _interval(calls: np.ndarray) -> dict[str, float]:
-    from scipy.stats import binomtest
-
+def _interval(calls: pd.Series) -> dict[str, float]:
     found = binomtest(round(float(calls.sum())), len(calls)).proportion_ci(method="wilson")
     return {"low": found.low, "high": found.high}
 
 
 # ------------------------------------------------------------------------------------------------------------ blind readings
+def readings(path: Path, questions: pd.DataFrame) -> pd.DataFrame:
+    """Blind readings from a CSV file, indexed by `question_id`, see `agreement`; only those of the questions at hand.
+
+    Raises:
+        DatasetError: the file is missing or a column or an entry is none of the known ones.
+    """
+    try:
+        table = pd.read_csv(path, index_col="question_id")
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path.name} cannot be read ({error}): restore it from git") from None
+    known = {"shown_a": SIDES, "a": DIMENSIONS, "b": DIMENSIONS, "chief": ("a", "b")}
+    for column, names in known.items():
+        if column not in table or not table[column].isin(names).all():
+            raise DatasetError(f"{path.name}: column {column!r} must hold {', '.join(names)} alone: restore the file from git")
+    return table[table.index.isin(questions.index)]
+
+
 def agreement(readings: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:
     """Blind readings against the labels.
 
