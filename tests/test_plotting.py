@@ -67,6 +67,32 @@ def test_coverage_counts_questions_in_circle_order(ax: Axes) -> None:
     assert [t.get_text() for t in ax.get_xticklabels()] == ["food", "work"]
 
 
+def test_coverage_of_full_cells_has_few_ticks(ax: Axes) -> None:
+    plotting.coverage(ax, pd.DataFrame({"value": ["tradition"] * 45, "topic": ["work"] * 45}))
+    bar = ax.figure.axes[-1]
+    assert list(bar.get_yticks()) == [0, 8, 16, 24, 32, 40]
+
+
+def test_histograms_are_shares_of_each_dimension(ax: Axes) -> None:
+    values = pd.Series([40, 40, 43, 52, 40, 61])
+    dimensions = pd.Series([OWN] * 4 + [OTHER] * 2)
+    assert plotting.histograms(ax, values, dimensions, "words", 3) is ax
+    outlines = {to_hex(p.get_edgecolor()).upper(): p.get_xy() for p in ax.patches}
+    heights = {colour: sorted(set(xy[:, 1].round(6))) for colour, xy in outlines.items()}
+    assert heights == {plotting.COLOURS[OWN]: [0, 0.25, 0.5], plotting.COLOURS[OTHER]: [0, 0.5]}
+    xs = outlines[plotting.COLOURS[OTHER]][:, 0]
+    assert xs.min() <= 40 and xs.max() >= 61  # no value falls outside
+
+
+def test_text_map_colours_what_is_named_and_greys_the_rest(ax: Axes) -> None:
+    points = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
+    assert plotting.text_map(ax, points, pd.Series(["food", "work", "food"]), {"food": "#112233"}, "topics") is ax
+    rest, named = ax.collections
+    np.testing.assert_array_equal(rest.get_offsets(), points[[1]])
+    np.testing.assert_array_equal(named.get_offsets(), points[[0, 2]])
+    assert {to_hex(c) for c in named.get_facecolors()} == {"#112233"} and ax.get_title(loc="left") == "topics"
+
+
 # ----------------------------------------------------------------------------------------------------------------- neurons
 def test_score_distribution_counts_every_neuron_by_size(ax: Axes) -> None:
     scores = pd.DataFrame({"dimension": [OWN] * 5 + [OTHER] * 2, "score": [0.4, -0.4, 0.01, -0.02, 0.2, 0.1, -0.1]})

@@ -86,7 +86,7 @@ def coverage(ax: Axes, questions: pd.DataFrame) -> Axes:
 def histograms(ax: Axes, values: pd.Series, dimensions: pd.Series, label: str, step: float) -> Axes:
     """One outline a dimension of a number that each text has, as shares of the dimension's texts, in bins `step` wide."""
     bins = np.arange(np.floor(values.min() / step), np.ceil(values.max() / step) + 1.5) * step - step / 2
-    for dimension in DIMENSIONS:
+    for dimension in (d for d in DIMENSIONS if (dimensions == d).any()):
         own = values[dimensions == dimension]
         ax.hist(own, bins=bins, weights=np.full(len(own), 1 / len(own)), histtype="step", color=COLOURS[dimension], linewidth=1.2)
     ax.set(xlabel=label, ylabel="share of questions")
